@@ -1,1 +1,1 @@
-"""nasopt: multi-objective neural architecture search, from a data set to a Pareto front of trained, exported networks."""
+"""nasopt: multi-objective neural architecture search, from data to a Pareto front of trained, exported networks."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input. The message is one sentence that names the input and the remedy; the command line prints it and exits with 2."""
+    """Bad input. The message, one sentence, names it and the remedy; the command line prints it and exits with 2."""
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> InputError:
@@ -18,5 +18,5 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> InputError:
     """
     valid = sorted(valid)
     near = difflib.get_close_matches(name, valid, 1, 0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return InputError(f"unknown {kind} {name!r}: {hint}{'' if near else 'it is none of the valid ones. '}Valid: {', '.join(valid)}.")
+    hint = f"did you mean {near[0]!r}?" if near else "it is none of the valid ones."
+    return InputError(f"unknown {kind} {name!r}: {hint} Valid: {', '.join(valid)}.")

@@ -47,7 +47,7 @@ class Choice:
 
     Args:
         name: the choice's name within its parent.
-        options: labels, or a mapping from label to the sub-space that exists only under that option (None: no sub-space).
+        options: labels, or a mapping from label to the sub-space that exists only under it (None: no sub-space).
 
     Raises:
         ValueError: no option, or two options with one label.
@@ -123,7 +123,7 @@ class Repeat:
 
 @dataclass(frozen=True, init=False)
 class Cell:
-    """A directed acyclic graph: node 0 is the input, the last node the output, every edge i -> j (i < j) has one operation.
+    """A directed acyclic graph: node 0 is the input, the last the output; each edge i -> j, i < j, has an operation.
 
     Args:
         name: prefixes the edges' paths, ``name/0-1``, ``name/0-2``, ``name/1-2``, ... (by target, then by source).
@@ -175,10 +175,10 @@ class Cell:
 Space: TypeAlias = Choice | Product | Repeat | Cell
 
 
-# ---------------------------------------------------------------------------------------------------------------- layout
+# ------------------------------------------------------------------------------------------------------------ layout
 @dataclass(frozen=True)
 class Gene:
-    """One column: a choice, and when it is active (its parent column is active and holds one of ``when``; -1: always)."""
+    """One column: a choice, active when its parent column is and holds one of ``when`` (parent -1: always active)."""
 
     path: str
     labels: tuple[str, ...]
@@ -188,7 +188,7 @@ class Gene:
 
 @dataclass(frozen=True)
 class Layout:
-    """A space unrolled into columns. Obtain it with `layout`; matrices have shape (n, len(genes)) and integer entries."""
+    """A space unrolled into columns, made by `layout`; matrices have shape (n, len(genes)) and integer entries."""
 
     genes: tuple[Gene, ...]
     cells: tuple[tuple[Cell, tuple[int, ...]], ...]
@@ -311,7 +311,7 @@ def layout(space: Space) -> Layout:
     return Layout(tuple(genes), tuple(cells))
 
 
-# ----------------------------------------------------------------------------------------------------------------- folds
+# ------------------------------------------------------------------------------------------------------------- folds
 def size(space: Space) -> int:
     """The number of architectures (as strings, before `canonical` merges any)."""
     if isinstance(space, Choice):
@@ -335,7 +335,7 @@ def walk(space: Space, pick: Callable[[str, tuple[str, ...]], int]) -> dict[str,
         if g.parent < 0 or values[g.parent] in g.when:
             value = pick(g.path, g.labels)
             if not 0 <= value < len(g.labels):
-                raise ValueError(f"choice {g.path!r}: option {value!r} is not one of 0..{len(g.labels) - 1} {g.labels}.")
+                raise ValueError(f"choice {g.path!r}: option {value!r} is none of 0..{len(g.labels) - 1} {g.labels}.")
             values[k] = int(value)
     return {g.path: v for g, v in zip(genes, values, strict=True) if v >= 0}
 
@@ -446,7 +446,7 @@ def check(space: Space, arch: Arch) -> None:
         raise ValueError(f"choice {min(extra)!r} does not exist in this architecture.")
 
 
-# ------------------------------------------------------------------------------------------------------- canonical forms
+# --------------------------------------------------------------------------------------------------- canonical forms
 TABLE_LIMIT = 20_000
 """Cells up to this many strings are merged through a table of all of them; larger ones by `_normal`."""
 
@@ -486,7 +486,7 @@ def _representatives(cell: Cell) -> dict[str, tuple[int, ...]]:
 
 
 def signature(cell: Cell, ops: Sequence[int]) -> str:
-    """The output node as an expression; equal for equal cells under ``cell.rule``. The empty string: the output is nothing."""
+    """The output node as an expression; equal for equal cells under ``cell.rule``. Empty: the output is nothing."""
     if cell.rule == "nasbench201":
         return _unique_string(cell, ops)
     terms: list[list[str]] = [["x"]] + [[] for _ in range(cell.nodes - 1)]
@@ -551,7 +551,7 @@ def _orders(nodes: int, edges: set[tuple[int, int]]) -> Iterator[tuple[int, ...]
     return extend((0,))
 
 
-# ------------------------------------------------------------------------------------------------------------------ JSON
+# -------------------------------------------------------------------------------------------------------------- JSON
 def to_json(space: Space) -> dict[str, Any]:
     """The space as plain JSON values; `from_json` reads them."""
     if isinstance(space, Choice):
@@ -581,5 +581,5 @@ def from_json(data: Mapping[str, Any]) -> Space:
             return Cell(data["cell"], data["nodes"], data["operations"], none=data["none"], skip=data["skip"],
                         rule=data["rule"])
     except (KeyError, TypeError) as problem:
-        raise ValueError(f"not a search space: {problem!r} is missing or of the wrong type in {str(data)[:80]}.") from None
+        raise ValueError(f"not a search space: {problem!r} missing or of a wrong type in {str(data)[:80]}.") from None
     raise ValueError(f"not a search space: expected one of choice, product, repeat, cell in {str(data)[:80]}.")

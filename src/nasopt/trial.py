@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
@@ -118,7 +118,7 @@ def ask_from_json(data: Mapping[str, Any]) -> Ask:
 
 
 def nondominated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which rows of ``values`` (n, objectives; to be minimised) no other row dominates. Equal rows do not dominate each other.
+    """Which rows of ``values`` (n, objectives; to be minimised) no other row dominates. Equal rows both stay.
 
     O(n · front) after a lexicographic sort: a row can only be dominated by one before it.
     """
