@@ -1,0 +1,1 @@
+"""What is learned from: data sets and how they are loaded, split and prepared."""
