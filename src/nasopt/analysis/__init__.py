@@ -1,0 +1,1 @@
+"""Fronts, indicators and statistics of what a search found."""

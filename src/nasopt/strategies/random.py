@@ -1,0 +1,107 @@
+"""Uniform random search without repetition, and the bookkeeping of what was seen that others share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+
+from nasopt.seed import rng
+from nasopt.space import Arch, Rows, canonical, everything, layout
+from nasopt.trial import Ask, Problem, Trial
+
+REST = 4096
+"""How many unseen architectures are gathered at a time once random draws find none."""
+
+
+class Unseen:
+    """Which networks of a space were asked or told, and how to find others.
+
+    Two architectures are one network if `space.canonical` maps them to one; what this class returns is canonical.
+
+    Args:
+        problem: whose space it is.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.space = problem.space
+        self.layout = layout(problem.space)
+        self._seen: set[bytes] = set()
+        self._scan: Iterator[dict[str, int]] = everything(problem.space)
+        self._rest: list[Rows] = []
+
+    def canonical(self, rows: Rows) -> Rows:
+        """One row for every network: canonical cells, 0 in what is inactive. Free for flat spaces without cells."""
+        lay = self.layout
+        if not lay.cells:
+            return lay.silence(rows)
+        return lay.rows([canonical(self.space, arch) for arch in lay.archs(rows)])
+
+    def add(self, rows: Rows) -> None:
+        """Marks canonical rows as seen."""
+        self._seen.update(row.tobytes() for row in rows)
+
+    def add_archs(self, archs: Sequence[Arch]) -> None:
+        """Marks architectures as seen."""
+        self.add(self.canonical(self.layout.rows(archs)))
+
+    def fresh(self, rows: Rows) -> Rows:
+        """The canonical forms of the rows that were not seen, each once and in their order; marks nothing."""
+        rows = self.canonical(rows)
+        here: dict[bytes, int] = {}
+        for k, row in enumerate(rows):
+            name = row.tobytes()
+            if name not in self._seen:
+                here.setdefault(name, k)
+        return rows[list(here.values())]
+
+    def draw(self, n: int, generator: np.random.Generator) -> Rows:
+        """Up to ``n`` unseen rows: uniform draws as long as these find any, then a choice from what a scan of the space
+        finds. Fewer than ``n`` only if the space holds no more; marks nothing."""
+        found = np.empty((0, len(self.layout.genes)), dtype=np.int64)
+        for _ in range(4):
+            found = self.fresh(np.concatenate([found, self.layout.random(generator, 2 * n + 8)]))[:n]
+            if len(found) == n:
+                return found
+        return found if len(found) else self._left(n, generator)
+
+    def _left(self, n: int, generator: np.random.Generator) -> Rows:
+        """Up to ``n`` unseen rows from the scan, which passes every architecture once."""
+        self._rest = [row for row in self._rest if row.tobytes() not in self._seen]
+        while len(self._rest) < n and (more := list(islice(self._scan, REST))):
+            rows = self.fresh(self.layout.rows(more))
+            self._rest = list(self.fresh(np.concatenate([rows[:0], *[r[None] for r in self._rest], rows])))
+        chosen = generator.permutation(len(self._rest))[:n]
+        return np.array([self._rest[k] for k in chosen], dtype=np.int64).reshape(len(chosen), len(self.layout.genes))
+
+
+class RandomSearch:
+    """Uniform random search that never asks one network twice (random search is the baseline of every comparison:
+    Li & Talwalkar, UAI 2019).
+
+    Ask ``k`` depends on the seed, on ``k`` and on what was seen alone, so the batch size does not change the search.
+
+    Args:
+        problem: what to search.
+        seed: the run's seed.
+    """
+
+    def __init__(self, problem: Problem, seed: int = 0) -> None:
+        self._seed = seed
+        self._unseen = Unseen(problem)
+
+    def ask(self, n: int, first: int) -> list[Ask]:
+        """Up to ``n`` asks; fewer, in the end none, when the space is exhausted."""
+        asks: list[Ask] = []
+        for number in range(first, first + n):
+            row = self._unseen.draw(1, rng(self._seed, number, "random"))
+            if not len(row):
+                break
+            self._unseen.add(row)
+            asks.append(Ask(number, self._unseen.layout.archs(row)[0], seed=self._seed, by="random"))
+        return asks
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Remembers what was evaluated at full fidelity, so that it is not asked again."""
+        self._unseen.add_archs([t.ask.arch for t in trials if t.ask.fidelity >= 1])
