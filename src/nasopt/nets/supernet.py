@@ -1,0 +1,108 @@
+"""Training a network with inline choices so that all of its sub-networks share weights (one-shot training)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from nasopt import seed as seeds
+from nasopt.nets import choices
+from nasopt.nets.train import Augment, Fitted, Images, Recipe, autocast, batches, optimiser, triangle
+from nasopt.space import Arch, Layout, Space, layout
+
+
+def sizes(lay: Layout) -> list[int]:
+    """The columns that are sizes (widths, depths): choices all of whose labels are numbers."""
+    return [k for k, g in enumerate(lay.genes) if all(label.isdigit() for label in g.labels)]
+
+
+def sandwich(space: Space, random: int, seed: int, step: int) -> list[dict[str, int]]:
+    """The sub-networks of one step (sandwich rule, Yu & Huang, ICCV 2019, arXiv 1903.05134): one of the largest size,
+    one of the smallest, and ``random`` others. Operations are random in all of them, so that each is trained at each size."""
+    lay = layout(space)
+    rows = lay.random(seeds.rng(seed, step, "paths"), random + 2)
+    for k in sizes(lay):
+        order = np.argsort([int(label) for label in lay.genes[k].labels])
+        rows[0, k], rows[1, k] = order[-1], order[0]
+    return lay.archs(rows)
+
+
+def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, steps: int, seed: int, *, random: int = 2,
+        watch: Callable[[int, int], None] | None = None) -> Fitted:
+    """Trains the shared weights in place. Every step sums the gradients of ``random + 2`` sub-networks on one batch.
+
+    Args:
+        net: a module with inline choices (`nasopt.nets.choices`).
+        recipe: its ``epochs`` are not used: ``steps`` says how long.
+        watch: called with (steps done, steps) after every step.
+
+    Raises:
+        FloatingPointError: the loss of a step is not finite.
+    """
+    started, space = time.perf_counter(), choices.space_of(net)
+    opt = optimiser(net, recipe)
+    net.train().to(memory_format=torch.channels_last)
+    tail: list[float] = []
+    for step, (x, y) in zip(range(steps), batches(data, recipe.batch, augment, seed, 0), strict=False):
+        for group in opt.param_groups:
+            group["lr"] = recipe.lr * triangle(step, steps, recipe.warmup)
+        opt.zero_grad(set_to_none=True)
+        total = 0.0
+        archs = sandwich(space, random, seed, step)
+        for arch in archs:
+            choices.activate(net, arch)
+            with autocast():
+                loss = functional.cross_entropy(net(x).float(), y, label_smoothing=recipe.smoothing) / len(archs)
+            if loss.requires_grad:
+                loss.backward()
+            total += loss.item()
+        if not math.isfinite(total):
+            raise FloatingPointError(f"the supernet's loss became {total} at step {step + 1} of {steps}.")
+        nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
+        opt.step()
+        tail = [*tail[-max(1, steps // 10) + 1:], total]
+        if watch is not None:
+            watch(step + 1, steps)
+    return Fitted(time.perf_counter() - started, steps, sum(tail) / max(1, len(tail)))
+
+
+def inherit(net: nn.Module, arch: Arch, data: Images, images: int, batch: int = 256) -> nn.Module:
+    """The stand-alone sub-network with the shared weights, its batch normalisations recalibrated.
+
+    Shared running statistics mix all sub-networks, so they are measured anew for this one (Yu & Huang, ICCV 2019).
+
+    Args:
+        data, images: how many of the first training images are used for it.
+
+    Returns:
+        A plain module in evaluation mode; the supernet is left as it is.
+    """
+    alone = choices.extract(net, arch)
+    recalibrate(alone, data, images, batch)
+    return alone
+
+
+@torch.no_grad()
+def recalibrate(net: nn.Module, data: Images, images: int, batch: int = 256) -> None:
+    """Sets every batch normalisation's running statistics to the mean over the first ``images`` images."""
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [m.momentum for m in norms]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None
+    net.train()
+    images = min(images, len(data))
+    for start in range(0, images, batch):
+        part = slice(start, min(start + batch, images))
+        if part.stop - start > 1:
+            with autocast():
+                net(data.normalised(part))
+    for m, momentum in zip(norms, kept, strict=True):
+        m.momentum = momentum
+    net.eval()
