@@ -319,7 +319,7 @@ def size(space: Space) -> int:
     if isinstance(space, Product):
         return math.prod(size(part) for part in space.parts)
     if isinstance(space, Cell):
-        return len(space.operations) ** len(space.edges)
+        return math.prod([len(space.operations)] * len(space.edges))
     return sum(size(space.part) ** (min(t, 1) if space.shared else t) for t in space.times)
 
 
