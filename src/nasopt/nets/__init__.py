@@ -1,0 +1,1 @@
+"""Networks with inline choices, and how to train them."""
