@@ -1,9 +1,9 @@
-"""The one exception for what a user can mend."""
+"""What a user can mend (`InputError`), and a failed evaluation that still knows something (`EstimateError`)."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class InputError(ValueError):
@@ -20,3 +20,24 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, valid, 1, 0.5)
     hint = f"did you mean {near[0]!r}?" if near else "it is none of the valid ones."
     return InputError(f"unknown {kind} {name!r}: {hint} Valid: {', '.join(valid)}.")
+
+
+class EstimateError(Exception):
+    """An evaluation that failed after some metrics were known: the trial keeps them beside the error."""
+
+    def __init__(self, message: str, metrics: Mapping[str, float]) -> None:
+        super().__init__(message, metrics)
+        self.metrics = dict(metrics)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line of at most 500 characters, ``ValueError: what it says``.
+
+    >>> one_line(ValueError("two\\nlines"))
+    'ValueError: two lines'
+    """
+    text = str(error) if isinstance(error, EstimateError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split()).rstrip(":")[:500]

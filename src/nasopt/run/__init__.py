@@ -1,0 +1,1 @@
+"""The loop: search, storages, executors."""
