@@ -57,14 +57,14 @@ class Unseen:
         return rows[list(here.values())]
 
     def draw(self, n: int, generator: np.random.Generator) -> Rows:
-        """Up to ``n`` unseen rows: uniform draws as long as these find any, then a choice from what a scan of the space
+        """Up to ``n`` unseen rows: uniform draws, and where these find too few a choice from what a scan of the space
         finds. Fewer than ``n`` only if the space holds no more; marks nothing."""
         found = np.empty((0, len(self.layout.genes)), dtype=np.int64)
         for _ in range(4):
             found = self.fresh(np.concatenate([found, self.layout.random(generator, 2 * n + 8)]))[:n]
             if len(found) == n:
                 return found
-        return found if len(found) else self._left(n, generator)
+        return self.fresh(np.concatenate([found, self._left(n, generator)]))[:n]
 
     def _left(self, n: int, generator: np.random.Generator) -> Rows:
         """Up to ``n`` unseen rows from the scan, which passes every architecture once."""

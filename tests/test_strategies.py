@@ -1,0 +1,230 @@
+"""Every strategy passes the conformance kit, and every check of the kit can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from nasopt.space import Cell, Choice, Product, canonical, everything, key
+from nasopt.strategies.evolution import NSGA2
+from nasopt.strategies.random import REST, RandomSearch
+from nasopt.testing.strategy import check_strategy, example_spaces
+from nasopt.trial import Ask, Objective, Problem, Trial
+
+ONE = (Objective("error"),)
+
+
+@pytest.mark.parametrize("make", [
+    RandomSearch, NSGA2, lambda p, s: NSGA2(p, s, population=4), lambda p, s: NSGA2(p, s, population=7, immigrants=1.0)])
+def test_conformance(make: Callable[[Problem, int], RandomSearch]) -> None:
+    check_strategy(make)
+
+
+class Wrapped:
+    """A correct strategy to break in one way each."""
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self.inner: RandomSearch = RandomSearch(problem, seed)
+        self.problem, self.seed = problem, seed
+        self.pending: set[int] = set()
+
+    def ask(self, n: int, first: int) -> list[Ask]:
+        asks = self.inner.ask(n, first)
+        self.pending |= {a.number for a in asks}
+        return asks
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        self.pending -= {t.ask.number for t in trials}
+        self.inner.tell(trials)
+
+
+class TooMany(Wrapped):
+    def ask(self, n: int, first: int) -> list[Ask]:
+        return super().ask(n + 1, first)
+
+
+class FromZero(Wrapped):
+    def ask(self, n: int, first: int) -> list[Ask]:
+        return super().ask(n, 0)
+
+
+class Invalid(Wrapped):
+    def ask(self, n: int, first: int) -> list[Ask]:
+        return [Ask(first, {"nonsense": 1}, seed=self.seed, by="x")]
+
+
+class OtherSeed(Wrapped):
+    def ask(self, n: int, first: int) -> list[Ask]:
+        return [Ask(a.number, a.arch, seed=99, by=a.by) for a in super().ask(n, first)]
+
+
+class Nobody(Wrapped):
+    def ask(self, n: int, first: int) -> list[Ask]:
+        return [Ask(a.number, a.arch, seed=a.seed) for a in super().ask(n, first)]
+
+
+class Fidelity(Wrapped):
+    def ask(self, n: int, first: int) -> list[Ask]:
+        return [Ask(a.number, a.arch, 0.0, a.seed, a.by) for a in super().ask(n, first)]
+
+
+class Stalls(Wrapped):
+    def ask(self, n: int, first: int) -> list[Ask]:
+        return super().ask(n, first) if first < 10 else []
+
+
+class Ambient(Wrapped):
+    made = 0
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        super().__init__(problem, seed)
+        Ambient.made += 1
+        self.inner = RandomSearch(problem, Ambient.made)
+
+    def ask(self, n: int, first: int) -> list[Ask]:
+        return [Ask(a.number, a.arch, seed=self.seed, by=a.by) for a in super().ask(n, first)]
+
+
+class Gate(Wrapped):
+    """Counts the asks it refuses, and draws from the count."""
+
+    refused = 0
+
+    def ask(self, n: int, first: int) -> list[Ask]:
+        if self.pending:
+            self.refused += 1
+            return []
+        archs = RandomSearch(self.problem, 1000 * self.refused + first).ask(n, 0)
+        asks = [Ask(first + k, a.arch, seed=self.seed, by="gate") for k, a in enumerate(archs)]
+        self.pending |= {a.number for a in asks}
+        return asks
+
+
+class InOrder(Wrapped):
+    def tell(self, trials: Sequence[Trial]) -> None:
+        assert not self.pending or {t.ask.number for t in trials} >= {min(self.pending)}, "told out of order"
+        super().tell(trials)
+
+
+class OwnOnly(Wrapped):
+    def tell(self, trials: Sequence[Trial]) -> None:
+        assert {t.ask.number for t in trials} <= self.pending, "a trial that was not asked"
+        super().tell(trials)
+
+
+class Complete(Wrapped):
+    def tell(self, trials: Sequence[Trial]) -> None:
+        assert all(o.name in t.metrics for o in self.problem.objectives for t in trials if t.error is None), "lacks"
+        super().tell(trials)
+
+
+class Proud(Wrapped):
+    def tell(self, trials: Sequence[Trial]) -> None:
+        assert not any(t.error for t in trials), "a failed trial"
+        super().tell(trials)
+
+
+class Endless(Wrapped):
+    def ask(self, n: int, first: int) -> list[Ask]:
+        return [Ask(a.number, a.arch, seed=self.seed, by="x") for k in range(n)
+                for a in RandomSearch(self.problem, first + k).ask(1, first + k)]
+
+
+class Quitter(Wrapped):
+    def ask(self, n: int, first: int) -> list[Ask]:
+        return super().ask(n, first) if len(self.inner._unseen._seen) < 2 or self.problem.space != Choice(
+            "only", ("o0", "o1", "o2")) else []
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (TooMany, "more than wanted"), (FromZero, "numbered its asks"), (Invalid, "not an architecture"), (OtherSeed, "seed 99"),
+    (Nobody, "who proposed it"), (Fidelity, "fidelity 0"), (Stalls, "not exhausted"), (Ambient, "answered the same calls"),
+    (Gate, "changed the"), (InOrder, "out of order"), (OwnOnly, "not asked"), (Complete, "lacks"), (Proud, "failed trial"),
+    (Endless, "still goes on"), (Quitter, "without having asked")])
+def test_every_check_can_fail(make: type[Wrapped], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_strategy(make)
+
+
+def test_the_unbroken_strategy_passes() -> None:
+    check_strategy(Wrapped)
+
+
+def test_replay_that_depends_on_the_process_is_found() -> None:
+    class Counting(Wrapped):
+        """Correct for the first five instances, wrong from the sixth on: the first to notice is the replay."""
+
+        made = 0
+
+        def __init__(self, problem: Problem, seed: int) -> None:
+            super().__init__(problem, seed)
+            Counting.made += 1
+            self.inner = RandomSearch(problem, seed if Counting.made < 6 else Counting.made)
+
+        def ask(self, n: int, first: int) -> list[Ask]:
+            return [Ask(a.number, a.arch, seed=self.seed, by=a.by) for a in super().ask(n, first)]
+
+    with pytest.raises(AssertionError, match="replay: cut after"):
+        check_strategy(Counting)
+
+
+def drain(strategy: RandomSearch, batch: int) -> list[Ask]:
+    asks: list[Ask] = []
+    while new := strategy.ask(batch, len(asks)):
+        asks += new
+        strategy.tell([Trial(a, {"error": 0.0}, 0.0) for a in new])
+    return asks
+
+
+@pytest.mark.parametrize("name", ["conditional", "cells"])
+@pytest.mark.parametrize("make", [RandomSearch, NSGA2])
+def test_every_network_is_asked_exactly_once(name: str, make: Callable[[Problem, int], RandomSearch]) -> None:
+    space = example_spaces()[name]
+    networks = {key(canonical(space, a)) for a in everything(space)}
+    asked = [key(a.arch) for a in drain(make(Problem(space, ONE), 1), 50)]
+    assert len(asked) == len(set(asked)) and set(asked) == networks
+
+
+def test_random_search_does_not_ask_what_others_evaluated() -> None:
+    space = example_spaces()["cells"]
+    archs = list(everything(space))
+    strategy = RandomSearch(Problem(space, ONE), 0)
+    strategy.tell([Trial(Ask(k, a), {"error": 0.0}, 0.0) for k, a in enumerate(archs[5:])])
+    seen = {key(canonical(space, a)) for a in archs[5:]}
+    assert {key(a.arch) for a in strategy.ask(1000, 0)} == {key(canonical(space, a)) for a in archs} - seen
+    strategy = RandomSearch(Problem(space, ONE), 0)
+    strategy.tell([Trial(Ask(k, a, 0.5), {"error": 0.0}, 0.0) for k, a in enumerate(archs)])
+    assert strategy.ask(1, 0)
+
+
+def test_random_search_does_not_depend_on_the_batch_size() -> None:
+    problem = Problem(example_spaces()["conditional"], ONE)
+    assert drain(RandomSearch(problem, 2), 1)[:40] == drain(RandomSearch(problem, 2), 40)[:40]
+    assert RandomSearch(problem, 2).ask(5, 0) != RandomSearch(problem, 3).ask(5, 0)
+
+
+def test_random_search_is_uniform() -> None:
+    """5000 first asks over 9 architectures: chi-square with 8 degrees of freedom below its 99.9 % quantile."""
+    problem = Problem(Product("", [Choice("a", "xyz"), Choice("b", "xyz")]), ONE)
+    counts = np.zeros(9)
+    for seed in range(5000):
+        arch = RandomSearch(problem, seed).ask(1, 0)[0].arch
+        counts[3 * arch["a"] + arch["b"]] += 1
+    assert ((counts - 5000 / 9) ** 2 / (5000 / 9)).sum() < 26.12
+
+
+def test_a_large_space_is_drained_to_the_last_architecture() -> None:
+    """More architectures than one refill of the scan holds."""
+    problem = Problem(Product("", [Choice(f"c{i}", "ab") for i in range(13)]), ONE)
+    strategy = RandomSearch(problem, 0)
+    assert 2**13 > REST
+    assert len({key(a.arch) for a in drain(strategy, 512)}) == 2**13
+
+
+def test_a_space_of_dead_cells_ends() -> None:
+    """Far fewer networks than strings: random draws find nothing long before all strings are drawn."""
+    space = Cell("", 4, ("none", "skip", "a"), none="none", skip="skip")
+    networks = {key(canonical(space, a)) for a in everything(space)}
+    assert len(drain(RandomSearch(Problem(space, ONE), 4), 7)) == len(networks) < 3**6
