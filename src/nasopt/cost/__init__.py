@@ -1,0 +1,1 @@
+"""What a network costs: counts, latency, memory. Every cost model is a `nasopt.protocols.CostModel`."""
