@@ -102,7 +102,6 @@ def _read(source: str | Path, image_size: tuple[int, int] | None) -> Raw:
             raise InputError(
                 f"'{source}' is no folder and no .npz file: save the data with np.savez(path, x=..., y=...)."
             )
-        path.open("rb").close()  # a clear error for a file that may not be read
         return readers.read_npz(path)
     except OSError as e:
         what = f"'{e.filename or source}' cannot be read ({e.strerror or e})"
@@ -198,7 +197,7 @@ def _check_classes(raw: Raw, labels: Indices, classes: tuple[str, ...]) -> None:
     if counts[rarest] == 0:
         part = next((p for p in ("val", "test") if p in raw.given and rarest in labels[raw.given[p]]), "unused")
         raise InputError(
-            f"class '{classes[rarest]}' is in the {part} part of '{raw.name}' but not in train: add such images to train."
+            f"class '{classes[rarest]}' is in the {part} part of '{raw.name}' but not in train: add some to train."
         )
     if counts[rarest] < needed:
         parts = " and ".join(["train", *absent])
@@ -299,12 +298,13 @@ class Split:
             InputError: the file is missing, damaged or no split.
         """
         try:
-            with np.load(path, allow_pickle=False) as npz:
+            with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as npz:
                 parts = {part: npz[part] for part in PARTS}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as e:
             what = f"split '{path}' cannot be read ({e})"
             raise InputError(f"{what}: give a .npz with the index arrays train, val and test.") from e
-        return Split(**{part: indices.astype(np.int64, casting="safe") for part, indices in parts.items()})
+        checked = Split(**parts)
+        return Split(*(indices.astype(np.int64) for indices in (checked.train, checked.val, checked.test)))
 
 
 def split(dataset: Dataset, seed: int, val: float | None = None, test: float | None = None) -> Split:

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, BinaryIO, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ Array: TypeAlias = NDArray[Any]
 PARTS: Final = ("train", "val", "test")
 PART_NAMES: Final = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+GREY_MODES: Final = frozenset({"1", "L", "LA", "La"})
 CIFAR10_FILES: Final = {**{f"data_batch_{i}.bin": "train" for i in range(1, 6)}, "test_batch.bin": "test"}
 CIFAR10_CLASSES: Final = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 RECORD: Final = 1 + 3 * 32 * 32  # bytes: the label, then red, green and blue rows (cs.toronto.edu/~kriz/cifar.html)
@@ -133,7 +134,7 @@ def read_folder(root: Path, image_size: tuple[int, int] | None) -> Raw:
     """
     parts = _part_folders(root)
     found = [(p, c, f) for p, folder in parts.items() for c in _class_folders(folder) for f in _image_files(c)]
-    grey = all(_is_grey(file) for _, _, file in found)
+    grey = {_mode(file) for _, _, file in found} <= GREY_MODES
     x = _decode([file for _, _, file in found], "L" if grey else "RGB", image_size)
     of_part = np.array([part for part, _, _ in found])
     given = {part: np.flatnonzero(of_part == part) for part in parts} if parts.keys() != {""} else {}
@@ -194,14 +195,15 @@ def _open(path: Path, mode: str | None) -> Image.Image:
         raise InputError(f"image '{path}' cannot be read ({e}): replace or remove it.") from e
 
 
-def _is_grey(path: Path) -> bool:
+def _mode(path: Path) -> str:
+    """Pillow's name for the kind of pixels, at most 8 bits a channel."""
     mode = _open(path, None).mode
     if mode[0] in "IF":
         raise InputError(
             f"image '{path}' has pixels of more than 8 bits (mode {mode}): save it with 8 bits, "
             "or all images as float32 in a .npz."
         )
-    return mode in ("1", "L", "LA", "La")
+    return mode
 
 
 def _decode(files: Sequence[Path], mode: str, image_size: tuple[int, int] | None) -> NDArray[np.uint8]:
@@ -222,6 +224,7 @@ def _decode(files: Sequence[Path], mode: str, image_size: tuple[int, int] | None
 
 X_NAMES: Final = ("x", "images", "image", "data")
 Y_NAMES: Final = ("y", "labels", "label", "targets")
+AGAIN: Final = "make it again with np.savez(path, x=..., y=...)"
 
 
 def read_npz(path: Path) -> Raw:
@@ -258,23 +261,30 @@ def read_npz(path: Path) -> Raw:
 
 
 def _arrays(path: Path) -> dict[str, Array]:
-    again = "make it again with np.savez(path, x=..., y=...)"
-    if not zipfile.is_zipfile(path):
-        raise InputError(f"'{path}' is damaged or no .npz file: {again}.")
+    # opened here, because np.load leaves a damaged file open
+    with path.open("rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise InputError(f"'{path}' is damaged or no .npz file: {AGAIN}.")
+        file.seek(0)
+        arrays = _members(path, file)
+    strange = [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if strange:
+        raise InputError(f"'{path}' has '{strange[0]}', which is no array: {AGAIN}.")
+    return arrays
+
+
+def _members(path: Path, file: BinaryIO) -> dict[str, Array]:
     key = ""
     arrays: dict[str, Array] = {}
     try:
-        with np.load(path, allow_pickle=False) as npz:
+        with np.load(file, allow_pickle=False) as npz:
             for key in npz.files:
                 arrays[key] = npz[key]
     except (*DAMAGED, *DAMAGED_HEADER) as e:
         if "allow_pickle" in str(e):
             what = f"array '{key}' of '{path}' holds pickled objects"
             raise InputError(f"{what}, which are never loaded: save it as numbers or text.") from e
-        raise InputError(f"'{path}' is damaged ({next(iter(str(e).splitlines()), type(e).__name__)}): {again}.") from e
-    strange = [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]
-    if strange:
-        raise InputError(f"'{path}' has '{strange[0]}', which is no array: {again}.")
+        raise InputError(f"'{path}' is damaged ({next(iter(str(e).splitlines()), type(e).__name__)}): {AGAIN}.") from e
     return arrays
 
 
