@@ -1,0 +1,265 @@
+"""The interactive figures. Texts of the record are escaped here, because Plotly reads markup in its strings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, TypeAlias
+
+import plotly.graph_objects as go
+
+from nasopt.report import record
+from nasopt.report.record import Interval, Network, Quantity, Results, quantity
+
+BLUE, ORANGE, GREEN, GREY = "#3b7dd8", "#d9822b", "#2f9e6e", "#8b93a1"
+"""Readable on white and on dark grey; Plotly's neutral colours are set in the page from its style sheet."""
+RANDOM = "random"
+Pair: TypeAlias = tuple[str, float, float]
+"""A network's name, a predicted and a measured value."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One entry of a menu: what it changes in the traces and in the layout."""
+
+    label: str
+    traces: Mapping[str, Any]
+    layout: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Menu:
+    """A menu above a figure."""
+
+    label: str
+    options: Sequence[Option]
+    chosen: int = 0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure with its menus."""
+
+    name: str
+    description: str
+    figure: go.Figure
+    menus: Sequence[Menu] = ()
+
+
+def _layout(x: str, y: str, **height: int) -> go.Layout:
+    return go.Layout(
+        template="none", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", hovermode="closest",
+        height=height.get("height", 460), margin={"l": 64, "r": 16, "t": 16, "b": 56},
+        font={"family": "system-ui, sans-serif", "size": 13},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        xaxis={"title": {"text": escape(x)}, "automargin": True, "zeroline": False},
+        yaxis={"title": {"text": escape(y)}, "automargin": True, "zeroline": False})
+
+
+# ------------------------------------------------------------------------------------------------------------ the front
+@dataclass(frozen=True)
+class Series:
+    """One kind of points: its name, its look, and of every point the metrics, the intervals and the hover text."""
+
+    name: str
+    marker: Mapping[str, Any]
+    points: Sequence[tuple[Mapping[str, float], Mapping[str, Interval], str]]
+    hidden: bool = False
+
+    def values(self, q: Quantity) -> list[float | None]:
+        """The points' coordinates on this quantity's axis, None where not measured."""
+        return [metrics[q.key] * q.scale if q.key in metrics else None for metrics, _, _ in self.points]
+
+    def arms(self, q: Quantity, end: int) -> list[float | None]:
+        """The lengths of the error bars below (``end`` 0) or above (1) the points, None where there is no interval."""
+        return [max(0.0, (metrics[q.key] - spans[q.key][end]) * q.scale * (-1 if end else 1))
+                if q.key in metrics and q.key in spans else None for metrics, spans, _ in self.points]
+
+    def trace(self, x: Quantity, y: Quantity) -> go.Scatter:
+        """The points as a trace with error bars."""
+        bars = {"type": "data", "symmetric": False, "thickness": 1, "width": 3}
+        return go.Scatter(
+            name=escape(self.name), mode="markers", marker=dict(self.marker), x=self.values(x), y=self.values(y),
+            error_x={**bars, "array": self.arms(x, 1), "arrayminus": self.arms(x, 0)},
+            error_y={**bars, "array": self.arms(y, 1), "arrayminus": self.arms(y, 0)},
+            hovertext=[text for _, _, text in self.points], hoverinfo="text",
+            visible="legendonly" if self.hidden else True)
+
+
+def front(results: Results) -> Panel | None:
+    """All trained networks on two axes that the reader chooses, with error bars; None without networks."""
+    nets = record.networks(results)
+    quantities = [quantity(k) for k in record.keys_of(n.metrics for n in nets) if k != "latency_iqr_ms"]
+    if len(quantities) < 2:
+        return None
+    keys = [q.key for q in quantities]
+    across, up = _first_axes(results, nets, keys)
+    kinds = [s for s in (*_trained(nets), _predictions(nets), _trials(results)) if s.points]
+    figure = go.Figure([s.trace(quantities[across], quantities[up]) for s in kinds],
+                       _layout(quantities[across].title, quantities[up].title, height=520))
+    menus = [Menu(f"{name} axis", [_axis_option(kinds, q, name[0]) for q in quantities], chosen)
+             for name, chosen in (("x", across), ("y", up))]
+    return Panel("front", "Trained networks on two chosen metrics", figure, menus)
+
+
+def _first_axes(results: Results, nets: Sequence[Network], keys: Sequence[str]) -> tuple[int, int]:
+    """The places of the axes shown first: the error upwards, another objective across."""
+    objectives = [a.key for a in record.axes(results, nets)]
+    ranked = [k for k in (*objectives, *keys) if k in keys]
+    up = next((k for k in ("test_error", "error") if k in keys), ranked[0])
+    across = next(k for k in ranked if k not in (up, "error", "test_error") or len(keys) == 2 and k != up)
+    return keys.index(across), keys.index(up)
+
+
+def _trained(nets: Sequence[Network]) -> list[Series]:
+    looks = {record.FRONT: {"color": BLUE, "size": 11, "symbol": "circle"},
+             record.DOMINATED: {"color": GREY, "size": 9, "symbol": "x"},
+             record.DESIGNED: {"color": ORANGE, "size": 12, "symbol": "square"}}
+    points = {group: [(n.metrics, n.intervals, _hover(n.name, n)) for n in nets if n.group == group] for group in looks}
+    return [Series(record.GROUPS[group], look, points[group]) for group, look in looks.items()]
+
+
+def _hover(name: str, net: Network) -> str:
+    lines = [f"{quantity(k).label} {net.ranged(k)}" for k in record.keys_of([net.metrics])]
+    return "<br>".join([f"<b>{escape(name)}</b>", *map(escape, lines)])
+
+
+def _predictions(nets: Sequence[Network]) -> Series:
+    look = {"color": BLUE, "size": 10, "symbol": "circle-open", "line": {"width": 1.5}}
+    return Series("front, as the search predicted it", look,
+                  [(_on_test_axis(n.predicted), {}, _estimate_hover(f"{n.name}, as predicted", n.predicted))
+                   for n in nets if n.group == record.FRONT and n.predicted])
+
+
+def _trials(results: Results) -> Series:
+    metrics = [record.numbers(record.part(t, "metrics")) for t in record.items(record.part(results, "search"), "trials")
+               if isinstance(t, Mapping) and not t.get("error")]
+    return Series("all trials (estimates)", {"color": GREY, "size": 4, "symbol": "circle", "opacity": 0.5},
+                  [(_on_test_axis(m), {}, _estimate_hover("trial", m)) for m in metrics if m], hidden=True)
+
+
+def _on_test_axis(estimates: Mapping[str, float]) -> dict[str, float]:
+    """Estimates are of the validation error; on the test error's axis they stand for a prediction of it."""
+    return {"test_error": estimates["error"], **estimates} if "error" in estimates else dict(estimates)
+
+
+def _estimate_hover(name: str, estimates: Mapping[str, float]) -> str:
+    lines = [f"{quantity(k).label} {quantity(k).text(estimates[k])}" for k in record.keys_of([estimates])]
+    return "<br>".join([f"<b>{escape(name)}</b>", *map(escape, lines)])
+
+
+def _axis_option(kinds: Sequence[Series], q: Quantity, axis: str) -> Option:
+    return Option(q.title, {axis: [s.values(q) for s in kinds],
+                            f"error_{axis}.array": [s.arms(q, 1) for s in kinds],
+                            f"error_{axis}.arrayminus": [s.arms(q, 0) for s in kinds]},
+                  {f"{axis}axis.title.text": escape(q.title), f"{axis}axis.autorange": True})
+
+
+# ---------------------------------------------------------------------------------------------------------- hypervolume
+COSTS = {"seconds": "seconds of search", "evaluations": "evaluations"}
+
+
+def curve(data: Mapping[str, Any], cost: str) -> tuple[list[float], list[float]]:
+    """The finite pairs (cost, hypervolume) of one strategy, as two lists."""
+    pairs = [(x, y) for a, b in zip(record.items(data, cost), record.items(data, "hypervolume"), strict=False)
+             if (x := record.number(a)) is not None and (y := record.number(b)) is not None]
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def hypervolume(results: Results) -> Panel | None:
+    """Hypervolume against cost for every strategy, the hand-designed networks' level as a line; None without curves."""
+    curves = {str(k): v for k, v in record.part(results, "search", "curves").items() if isinstance(v, Mapping)}
+    costs = [c for c in COSTS if any(curve(v, c)[0] for v in curves.values())]
+    if not costs:
+        return None
+    paint = dict(zip([k for k in curves if k != RANDOM], (BLUE, GREEN, "#a05fc4", "#c9493f"), strict=False))
+    traces = [go.Scatter(name="random search" if name == RANDOM else escape(name), mode="lines",
+                         line={"shape": "hv", "width": 2.5, "color": paint.get(name, GREY),
+                               "dash": "dash" if name == RANDOM else "solid"},
+                         x=curve(data, costs[0])[0], y=curve(data, costs[0])[1]) for name, data in curves.items()]
+    designed = record.number(record.part(results, "search").get("designed_hypervolume"))
+    level = [] if designed is None else [designed]
+    traces += [go.Scatter(name="designed by hand", mode="lines", line={"color": ORANGE, "dash": "dot", "width": 2},
+                          x=_reach(curves, costs[0]), y=level * 2) for _ in level]
+    options = [Option(COSTS[c], {"x": [curve(v, c)[0] for v in curves.values()] + [_reach(curves, c)] * len(level),
+                                 "y": [curve(v, c)[1] for v in curves.values()] + [level * 2] * len(level)},
+                      {"xaxis.title.text": COSTS[c], "xaxis.autorange": True}) for c in costs]
+    figure = go.Figure(traces, _layout(COSTS[costs[0]], "hypervolume"))
+    return Panel("hypervolume", "Hypervolume against cost, search strategy and random search", figure,
+                 [Menu("cost in", options)])
+
+
+def _reach(curves: Mapping[str, Mapping[str, Any]], cost: str) -> list[float]:
+    """Both ends of the cost axis."""
+    return [0.0, max((x for v in curves.values() for x in curve(v, cost)[0]), default=0.0)]
+
+
+# ------------------------------------------------------------------------------------------------ predictions and trust
+def counterpart(key: str, net: Network) -> str | None:
+    """The measured metric that a prediction is compared with: its own; for the error also the test error."""
+    return next((k for k in ([key, "test_error"] if key == "error" else [key]) if k in net.metrics), None)
+
+
+def pairs_of(nets: Sequence[Network], key: str) -> list[Pair]:
+    """(name, predicted, measured) of every network that has both."""
+    return [(n.name, n.predicted[key], n.metrics[other]) for n in nets
+            if key in n.predicted and (other := counterpart(key, n)) is not None]
+
+
+def predicted(results: Results) -> Panel | None:
+    """What the search believed against what was measured, one metric at a time; None without such pairs."""
+    nets = record.networks(results)
+    found = {key: pairs for key in record.keys_of(n.predicted for n in nets) if (pairs := pairs_of(nets, key))}
+    if not found:
+        return None
+    options = [_pair_option(quantity(key), pairs) for key, pairs in found.items()]
+    key, pairs = next(iter(found.items()))
+    q = quantity(key)
+    figure = _pair_figure(q, pairs, f"predicted {q.title}", f"measured {q.title}")
+    return Panel("predicted", "Predicted against measured metrics", figure, [Menu("metric", options)])
+
+
+def trust(results: Results) -> Panel | None:
+    """The supernet's error against the stand-alone error of the same architectures; None without pairs."""
+    spans = [s for p in record.items(record.part(results, "trust"), "pairs") if (s := _pair(p)) is not None]
+    if not spans:
+        return None
+    points = [(f"pair {k + 1}", x, y) for k, (x, y) in enumerate(spans)]
+    figure = _pair_figure(quantity("error"), points, "error with the supernet's weights (%)",
+                          "error when trained alone (%)", diagonal=False)
+    return Panel("trust", "Supernet error against stand-alone error", figure)
+
+
+def _pair(value: object) -> tuple[float, float] | None:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return None
+    x, y = record.number(value[0]), record.number(value[1])
+    return None if x is None or y is None else (x, y)
+
+
+def _pair_figure(q: Quantity, pairs: Sequence[Pair], x: str, y: str, diagonal: bool = True) -> go.Figure:
+    points = go.Scatter(x=[a * q.scale for _, a, _ in pairs], y=[b * q.scale for _, _, b in pairs], name="networks",
+                        mode="markers", marker={"color": BLUE, "size": 10}, hoverinfo="text",
+                        hovertext=_pair_texts(q, pairs))
+    line = go.Scatter(x=_extent(q, pairs), y=_extent(q, pairs), mode="lines", name="equal", hoverinfo="skip",
+                      line={"color": GREY, "dash": "dot", "width": 1.5})
+    figure = go.Figure([points, line] if diagonal else [points], _layout(x, y, height=400))
+    return figure.update_layout(showlegend=diagonal)
+
+
+def _pair_texts(q: Quantity, pairs: Sequence[Pair]) -> list[str]:
+    return [f"<b>{escape(name)}</b><br>{escape(q.text(a))} → {escape(q.text(b))}" for name, a, b in pairs]
+
+
+def _extent(q: Quantity, pairs: Sequence[Pair]) -> list[float]:
+    values = [v * q.scale for _, a, b in pairs for v in (a, b)]
+    return [min(values), max(values)]
+
+
+def _pair_option(q: Quantity, pairs: Sequence[Pair]) -> Option:
+    return Option(q.label, {"x": [[a * q.scale for _, a, _ in pairs], _extent(q, pairs)],
+                            "y": [[b * q.scale for _, _, b in pairs], _extent(q, pairs)],
+                            "hovertext": [_pair_texts(q, pairs), []]},
+                  {"xaxis.title.text": escape(f"predicted {q.title}"), "xaxis.autorange": True,
+                   "yaxis.title.text": escape(f"measured {q.title}"), "yaxis.autorange": True})
