@@ -1,0 +1,331 @@
+"""The main job: from a data set to a Pareto front of trained, measured, exported networks, and a report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import json
+import numpy as np
+import torch
+from torch import nn
+
+from nasopt import space as spaces
+from nasopt.analysis.hypervolume import bounds, curve, hypervolume, reference_point
+from nasopt.errors import InputError, unknown
+from nasopt.pipeline import phases as phase
+from nasopt.pipeline.final import has_onnx
+from nasopt.pipeline.folder import Folder
+from nasopt.pipeline.phases import Phases
+from nasopt.pipeline.progress import Display
+from nasopt.pipeline.setup import Config, Setup, check_config, machine, prepare, survey
+from nasopt.run.storage import Sqlite
+from nasopt.tasks.data import Dataset, Split, load
+from nasopt.trial import Constraint, Objective, Study, nondominated
+
+DEFAULT_OBJECTIVES = Config("").objectives
+
+
+@dataclass(frozen=True)
+class Network:
+    """One trained network of a run.
+
+    Attributes:
+        id: short name, from the architecture.
+        architecture: path of every choice -> label of its option.
+        metrics: measured after training; ``test_error`` is a fraction, the other keys carry their units.
+        files: format (``onnx``, ``torch``) -> absolute path.
+    """
+
+    id: str
+    architecture: Mapping[str, str]
+    metrics: Mapping[str, float]
+    files: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder and its record (what the report shows)."""
+
+    path: Path
+    results: Mapping[str, Any]
+
+    def front(self) -> list[Network]:
+        """The trained networks that no other trained network dominates, most accurate first."""
+        return [Network(r["id"], r["architecture"], r["metrics"], {k: self.path / v for k, v in r["files"].items()})
+                for r in self.results["front"]]
+
+    @property
+    def report(self) -> Path:
+        """The report, one HTML file."""
+        return Folder(self.path).report
+
+
+def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: str = "cells",
+           objectives: Sequence[Objective] = DEFAULT_OBJECTIVES, constraints: Sequence[Constraint] = (), seconds: float = 200.0,
+           trials: int | None = None, strategy: str = "nsga2", out: str | Path = "runs/study", seed: int = 0,
+           networks: int = 8, log: Callable[[str], None] = print, progress: bool = False) -> Run:
+    """Searches, trains the front, measures and exports every network, and writes the report.
+
+    Args:
+        data: a source that `nasopt.tasks.data.load` knows, or a `Dataset`.
+        net: a network of your own with inline choices (`nasopt.nets.choices`); None: the built-in ``space``.
+        seconds: the time for everything, search and training.
+        trials: evaluations of the search at most.
+        networks: how many networks of the front are trained at most.
+        out: the run folder; it must not exist yet.
+        log: takes one line of text at a time.
+        progress: draw progress bars.
+
+    Raises:
+        InputError: anything in the input that cannot work; nothing has been written then.
+    """
+    folder, display = Folder(Path(out)), Display(log, progress)
+    name = data.name if isinstance(data, Dataset) else str(data)
+    config = Config(name, "own" if net is not None else space, tuple(objectives), tuple(constraints), seconds, trials, strategy,
+                    seed, networks)
+    check_config(config)
+    folder.refuse_existing()
+    setup = prepare(config, data if isinstance(data, Dataset) else load(data), net)
+    sampled = survey(setup)
+    log(preflight(setup))
+    folder.create()
+    storage = Sqlite(folder.study)
+    try:
+        storage.put("config", json.dumps(config.to_json()).encode())
+        storage.put("started", json.dumps(datetime.now(UTC).isoformat(timespec="seconds")).encode())
+        storage.put("survey", json.dumps({"archs": sampled.archs, "metrics": sampled.metrics,
+                                          "feasible": sampled.feasible}).encode())
+        setup.split.save(folder.split)
+        return _carry_out(Phases(setup, storage, folder, display))
+    finally:
+        storage.close()
+
+
+def resume(out: str | Path, *, data: Dataset | None = None, net: nn.Module | None = None, log: Callable[[str], None] = print,
+           progress: bool = False) -> Run:
+    """Continues a run that was interrupted, from the last result that was stored.
+
+    Args:
+        data, net: the data set and network that `search` was given, if they were not named by a word or path.
+
+    Raises:
+        InputError: no run, a damaged one, one that another process is using, or one whose network is missing.
+    """
+    folder = Folder(Path(out))
+    folder.require()
+    storage = Sqlite(folder.study)
+    try:
+        blob = storage.get("config")
+        if blob is None:
+            raise InputError(f"{folder.study} holds no configuration: it was interrupted before it began; remove "
+                             f"{folder.path} and start again.")
+        config = Config.from_json(json.loads(blob))
+        if config.space == "own" and net is None:
+            raise InputError(f"{folder.path} searches a network of your own: resume it from Python with "
+                             "nasopt.resume(path, net=...).")
+        parts = Split.load(folder.split) if folder.split.exists() else None
+        setup = prepare(config, data or load(config.data), net, parts)
+        if parts is None:
+            setup.split.save(folder.split)
+        return _carry_out(Phases(setup, storage, folder, Display(log, progress)))
+    finally:
+        storage.close()
+
+
+def preflight(setup: Setup) -> str:
+    """One line before the start: size of the space, expected time and memory."""
+    config = setup.config
+    tensors = sum(t.numel() * t.element_size() for t in setup.net.state_dict().values())
+    images = setup.training.x.nbytes * 2 + setup.validation.x.nbytes
+    free = shutil.disk_usage(_existing(Path.cwd())).free
+    return (f"space {config.space}: {spaces.size(setup.problem.space):.3g} architectures; {len(setup.split.train)} training, "
+            f"{len(setup.split.val)} validation, {len(setup.split.test)} test images; time about {config.seconds:.0f} s; "
+            f"memory about {(4 * tensors + images) / 1e9 + 0.5:.1f} GB; disk free {free / 1e9:.0f} GB")
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.parent)
+
+
+def _carry_out(phases: Phases) -> Run:
+    setup, folder = phases.setup, phases.folder
+    with phases.timed("supernet"):
+        phases.supernet()
+    with phases.timed("trust"):
+        trust = phases.trust()
+    phases.display.log(trust["sentence"])
+    with phases.timed("search"):
+        study = phases.search(setup.config.strategy, phases.storage)
+    baseline: Study | None = None
+    if setup.config.strategy != "random":
+        with phases.timed("random search"):
+            log = Sqlite(folder.random)
+            try:
+                baseline = phases.search("random", log, "random search")
+            finally:
+                log.close()
+    with phases.timed("final training"):
+        plan = phases.finalists(study)
+        chosen = [next(t for t in study.trials if t.ask.number == n) for n in plan["numbers"]]
+        trained, designed = phases.deliver(chosen, plan["epochs"])
+    results = assemble(phases, study, baseline, trained, designed, trust, plan["epochs"])
+    folder.write_json("results.json", results)
+    folder.write_json("front.json", [{k: r[k] for k in ("id", "architecture", "metrics", "files")} for r in results["front"]])
+    report(folder.path)
+    return Run(folder.path, results)
+
+
+# --------------------------------------------------------------------------------------------------------------- results
+def assemble(phases: Phases, study: Study, baseline: Study | None, trained: Sequence[Mapping[str, Any]],
+             designed: Sequence[Mapping[str, Any]], trust: Mapping[str, Any], epochs: float) -> dict[str, Any]:
+    """Everything the report shows, as plain JSON values."""
+    setup, config = phases.setup, phases.setup.config
+    names = ["test_error" if o.name == "error" else o.name for o in config.objectives]
+    on_front = nondominated(np.array([[r["metrics"][n] for n in names] for r in trained]))
+    front = sorted((dict(r) for r, good in zip(trained, on_front, strict=True) if good), key=lambda r: r["metrics"]["test_error"])
+    parts = {part: len(getattr(setup.split, part)) for part in ("train", "val", "test")}
+    return {
+        "title": f"nasopt: {setup.dataset.name}",
+        "command": command(config, phases.folder.path),
+        "data": {"source": setup.dataset.name, "classes": list(setup.dataset.classes), **parts,
+                 "input_shape": list(setup.dataset.input_shape), "notes": list(setup.dataset.notes)},
+        "space": {"name": config.space, "size": f"{spaces.size(setup.problem.space):.3g}",
+                  "description": f"{len(spaces.layout(setup.problem.space).genes)} choices"},
+        "seed": config.seed,
+        "objectives": [{"name": o.name, "unit": o.unit, "minimise": o.minimise} for o in config.objectives],
+        "constraints": [str(c) for c in config.constraints],
+        "front": front,
+        "dominated": [dict(r) for r, good in zip(trained, on_front, strict=True) if not good],
+        "designed": [dict(r) for r in designed],
+        "search": progress_of(study, baseline, config.strategy)
+        | {"front_hypervolume": compare(trained, designed, names),
+           "estimator": "stand-alone" if trust["fallback"] else "one-shot"},
+        "trust": dict(trust),
+        "provenance": {"versions": versions(), "machine": machine(), "started": json.loads(phases.storage.get("started") or b'""'),
+                       "phases": {p: phases.clock(p) for p in phase.PHASES}, "total_seconds": phases.spent(),
+                       "epochs": epochs, "warnings": list(warnings(phases, front))},
+    }
+
+
+def progress_of(study: Study, baseline: Study | None, strategy: str) -> dict[str, Any]:
+    """Hypervolume over time of the search and of random search, in one fixed frame: the joint front's, on the scale of
+    ratios of each objective; and all trials."""
+    problem, studies = study.problem, {strategy: study} | ({"random": baseline} if baseline else {})
+    values = {name: np.array([_log_values(s, t.metrics) if t.error is None and problem.violation(t.metrics) == 0
+                              else [np.inf] * len(problem.objectives) for t in s.trials]).reshape(-1, len(problem.objectives))
+              for name, s in studies.items()}
+    reference = reference_point(*bounds(np.concatenate(list(values.values()))))
+    curves = {name: {"seconds": np.cumsum([t.cost for t in s.trials]).tolist(), "evaluations": list(range(1, len(s.trials) + 1)),
+                     "hypervolume": curve(values[name], reference).tolist()} for name, s in studies.items()}
+    return {"reference": reference.tolist(), "objectives": [o.name for o in problem.objectives], "curves": curves,
+            "stopped": study.stopped, "scale": "natural logarithm of every objective (error: of error + 0.01)",
+            "trials": [{"by": name, "metrics": dict(t.metrics), "error": t.error} for name, s in studies.items() for t in s.trials]}
+
+
+def _log_values(study: Study, metrics: Mapping[str, float]) -> list[float]:
+    return [float(np.log(v + 0.01)) if o.name == "error" else float(np.log(max(v, 1e-9)))
+            for o, v in zip(study.problem.objectives, study.problem.values(metrics), strict=True)]
+
+
+def compare(trained: Sequence[Mapping[str, Any]], designed: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
+    """Hypervolume of the trained networks and of the hand-designed ones on the final measurements, in their joint frame
+    (natural logarithms; error + 0.01)."""
+    def rows(records: Sequence[Mapping[str, Any]]) -> np.ndarray[Any, Any]:
+        return np.log([[r["metrics"][n] + (0.01 if n == "test_error" else 1e-9) for n in names] for r in records])
+
+    everything = np.concatenate([rows(trained), rows(designed)])
+    low, high = everything.min(axis=0), everything.max(axis=0)
+    reference = reference_point(low, high)
+    total = float(np.prod(reference - low))
+    return {"found": hypervolume(rows(trained), reference) / total, "designed": hypervolume(rows(designed), reference) / total}
+
+
+def warnings(phases: Phases, front: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader should know before believing the rest."""
+    out = []
+    if not has_onnx():
+        out.append("ONNX is not installed: no ONNX files were written (pip install 'nasopt[onnx]').")
+    if phases.spent() > 1.2 * phases.setup.config.seconds:
+        out.append(f"The run took {phases.spent():.0f} s instead of {phases.setup.config.seconds:.0f} s.")
+    if len(front) < 3:
+        out.append(f"Only {len(front)} networks are on the front: give more time.")
+    return out
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    found = {"python": sys.version.split()[0]}
+    for name in ("nasopt", "torch", "numpy", "scipy", "moocore", "onnx", "onnxruntime"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def command(config: Config, out: Path) -> str:
+    """The command line that repeats the run."""
+    words = ["nasopt search", f"--data {config.data}", f"--space {config.space}",
+             f"--objectives {','.join(o.name for o in config.objectives)}", f"--budget {config.seconds:g}s",
+             f"--strategy {config.strategy}", f"--seed {config.seed}", f"--out {out}"]
+    words += [f'--constraint "{c.name}<={c.upper:g}{c.unit}"' for c in config.constraints]
+    return " ".join(words + ([f"--trials {config.trials}"] if config.trials else []))
+
+
+# ------------------------------------------------------------------------------------------------------------ afterwards
+def report(out: str | Path) -> Path:
+    """Writes the report of a run again.
+
+    Raises:
+        InputError: no finished run.
+    """
+    from nasopt.report import html
+
+    folder = Folder(Path(out))
+    folder.require()
+    html.write(folder.read_json("results.json"), folder.report)
+    return folder.report
+
+
+def export(out: str | Path, name: str, form: str, to: str | Path) -> Path:
+    """Copies one exported network of a run.
+
+    Args:
+        name: the network's id, or the beginning of one.
+        form: ``onnx`` or ``torch``.
+        to: a file, or a folder.
+
+    Raises:
+        InputError: no such run, network or format, or the target exists or cannot be written.
+    """
+    folder = Folder(Path(out))
+    folder.require()
+    records = folder.read_json("results.json")
+    known = {r["id"]: r for group in ("front", "dominated", "designed") for r in records[group]}
+    matches = [i for i in known if i.startswith(name)]
+    if not name or len(matches) != 1:
+        raise unknown("network", name, known)
+    files = known[matches[0]]["files"]
+    if form not in files:
+        raise unknown("format", form, files)
+    source, target = folder.path / files[form], Path(to)
+    target = target / f"{matches[0]}{source.suffix}" if target.is_dir() else target
+    if target.exists():
+        raise InputError(f"{target} exists already: choose another name with --to.")
+    part = target.with_name(target.name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, part)
+        os.replace(part, target)
+    except OSError as problem:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{target} cannot be written ({problem.strerror}): choose another place with --to.") from problem
+    return target

@@ -1,0 +1,1 @@
+"""The main job in its parts: set-up, run folder, plan, phases."""

@@ -1,0 +1,183 @@
+"""From the search's front to trained, measured and exported networks."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import nn
+
+from nasopt import seed as seeds
+from nasopt.analysis.hypervolume import bounds, hypervolume, reference_point
+from nasopt.cost.clock import Latency, onnx_latency
+from nasopt.cost.count import Count
+from nasopt.cost.forward import capture
+from nasopt.cost.memory import Memory
+from nasopt.errors import InputError
+from nasopt.nets import train
+from nasopt.nets.export import WithPreprocessing, export_onnx, export_torch, onnx_logits, torch_logits
+from nasopt.pipeline.setup import Setup
+from nasopt.trial import Metrics, Objective, Trial
+
+MIN_NETWORKS, MIN_EPOCHS, MAX_EPOCHS = 5, 6.0, 60.0
+EXPORT_SECONDS = 4.0
+"""What exporting and measuring one network takes, roughly."""
+
+
+def scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Objectives on a scale on which ratios count: log(1 + v / median) per column; order is kept."""
+    middle = np.median(values, axis=0)
+    return np.log1p(values / np.where(middle > 0, middle, 1.0))
+
+
+def choose(trials: Sequence[Trial], objectives: Sequence[Objective], designed: Sequence[Metrics], n: int) -> list[Trial]:
+    """The part of a front that is worth training.
+
+    The most accurate network first; then, for each hand-designed network, the most accurate one that costs less in every
+    respect (if there is one); then greedily whichever adds the most hypervolume on a logarithmic scale.
+
+    Args:
+        trials: mutually non-dominated trials.
+        designed: the costs of the hand-designed networks (they have no error yet).
+        n: how many, at most.
+    """
+    if not trials:
+        return []
+    values = np.array([[t.metrics[o.name] for o in objectives] for t in trials])
+    first = [o.name for o in objectives].index("error")
+    costs = [k for k in range(len(objectives)) if k != first]
+    chosen = [int(values[:, first].argmin())]
+    for bar in designed:
+        limit = np.array([bar[objectives[k].name] for k in costs])
+        inside = np.flatnonzero((values[:, costs] <= limit).all(axis=1))
+        if len(inside) and costs:
+            chosen.append(int(inside[values[inside, first].argmin()]))
+    chosen = list(dict.fromkeys(chosen))[:n]
+    points = scaled(values)
+    reference = reference_point(points.min(axis=0), points.max(axis=0))
+    while len(chosen) < min(n, len(trials)):
+        left = [k for k in range(len(trials)) if k not in chosen]
+        chosen.append(max(left, key=lambda k: hypervolume(points[[*chosen, k]], reference)))
+    return [trials[k] for k in chosen]
+
+
+def epoch_seconds(net: nn.Module, data: train.Images, recipe: train.Recipe) -> float:
+    """How long one epoch takes, from the fastest of three steps after a first one. Trains ``net``: give a copy."""
+    times: list[float] = []
+
+    def tick(done: int, total: int) -> None:
+        times.append(time.perf_counter())
+
+    steps = train.steps_of(data, recipe.scaled(1 / recipe.epochs))
+    train.fit(net, data, recipe.scaled(4 / (steps * recipe.epochs)), train.Augment(), 0, watch=tick)
+    return steps * float(np.diff(times).min()) if len(times) > 1 else 0.1
+
+
+def plan(epoch: Sequence[float], designed: Sequence[float], seconds: float) -> tuple[int, float]:
+    """How many of the chosen networks to train, and for how many epochs each.
+
+    All get the same number of epochs, the hand-designed ones too. Networks are dropped from the end until at least
+    `MIN_EPOCHS` fit, but not below `MIN_NETWORKS`.
+
+    Args:
+        epoch, designed: seconds an epoch of every network.
+        seconds: for all trainings and exports together.
+    """
+    def epochs(n: int) -> float:
+        left = seconds - EXPORT_SECONDS * (n + len(designed))
+        return max(left, 0.25 * seconds) / (sum(epoch[:n]) + sum(designed))
+
+    n = len(epoch)
+    while n > MIN_NETWORKS and epochs(n) < MIN_EPOCHS:
+        n -= 1
+    return n, min(MAX_EPOCHS, max(0.5, epochs(n)))
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Trains, exports and measures one network.
+
+    Attributes:
+        folder: where its files go.
+        recipe: the same for every network of a run.
+    """
+
+    setup: Setup
+    recipe: train.Recipe
+
+    def __call__(self, net: nn.Module, number: int, folder: Path, watch: Callable[[int, int], None]) -> dict[str, Any]:
+        """A record {metrics, intervals, files, training_seconds}; files are relative to the run folder.
+
+        ``test_error`` is counted on the exported ONNX file (or the ``torch.export`` file if ONNX is not installed), on the
+        images exactly as the user has them. Its interval is Wilson's, 95 %; that of the latency is from the first to the
+        third quartile of the timed runs.
+        """
+        setup = self.setup
+        fitted = train.fit(net, setup.rest, self.recipe, setup.augment, setup.config.seed, number, watch)
+        metrics: dict[str, float] = {"error": train.error(net, setup.validation)}
+        net = net.to(memory_format=torch.contiguous_format)
+        for model in (Count(), Memory(), Latency()):
+            metrics.update(model(net, setup.example))
+        files = self.export(net, folder)
+        wrong, n = self.mistakes(folder, files)
+        metrics["test_error"] = wrong / n
+        metrics.update(self._onnx_latency(folder, files))
+        low, high = stats.binomtest(wrong, n).proportion_ci(0.95, "wilson")
+        half = metrics["latency_iqr_ms"] / 2
+        return {"metrics": metrics, "files": files, "training_seconds": fitted.seconds,
+                "intervals": {"test_error": [float(low), float(high)],
+                              "latency_ms": [metrics["latency_ms"] - half, metrics["latency_ms"] + half]}}
+
+    def export(self, net: nn.Module, folder: Path) -> dict[str, str]:
+        """Writes the files that this installation can write: format -> path relative to the run folder."""
+        setup = self.setup
+        model = WithPreprocessing(net, setup.training.mean.tolist(), setup.training.std.tolist(), setup.dataset.layout).eval()
+        example = torch.from_numpy(np.ascontiguousarray(setup.dataset.x[setup.split.train[:2]]))
+        folder.mkdir(parents=True, exist_ok=True)
+        graph = capture(model, example)
+        files = {"torch": folder / "model.pt2"}
+        export_torch(graph, example, files["torch"])
+        if has_onnx():
+            files["onnx"] = folder / "model.onnx"
+            export_onnx(graph, example, files["onnx"])
+        return {name: str(path.relative_to(folder.parent.parent)) for name, path in files.items()}
+
+    def mistakes(self, folder: Path, files: Mapping[str, str]) -> tuple[int, int]:
+        """Wrong answers on the test part, and its size: the one place where the test part is used."""
+        dataset, test = self.setup.dataset, self.setup.split.test
+        read = onnx_logits if "onnx" in files else torch_logits
+        logits = read(folder / Path(files.get("onnx", files["torch"])).name, dataset.x[test])
+        return int((logits.argmax(axis=1) != dataset.y[test]).sum()), len(test)
+
+    def _onnx_latency(self, folder: Path, files: Mapping[str, str]) -> Metrics:
+        if "onnx" not in files:
+            return {}
+        raw = torch.from_numpy(np.ascontiguousarray(self.setup.dataset.x[self.setup.split.train[:1]]))
+        timing = onnx_latency(folder / "model.onnx", raw)
+        return {"latency_onnx_ms": timing.median_ms, "latency_onnx_iqr_ms": timing.iqr_ms}
+
+
+def has_onnx() -> bool:
+    """Whether ONNX files can be written and run here."""
+    try:
+        import nasopt.cost.runtimes  # noqa: F401
+    except InputError:
+        return False
+    return True
+
+
+def designed(setup: Setup) -> dict[str, nn.Module]:
+    """The two hand-designed baselines for these images, freshly initialised."""
+    from nasopt.spaces.designed import small_mobilenet, small_resnet
+
+    torch.manual_seed(seeds.integer(setup.config.seed, 0, "designed"))
+    shape, classes = setup.dataset.input_shape, len(setup.dataset.classes)
+    return {"small ResNet": small_resnet(shape, classes), "small MobileNetV2-like": small_mobilenet(shape, classes)}

@@ -1,0 +1,106 @@
+"""A run folder: what stands in it, and how it is written so that a crash leaves no half file."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nasopt.errors import InputError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The files of one run.
+
+    ``study.db`` the log and the phases' results; ``random.db`` the log of the random-search baseline; ``split.npz`` the
+    indices of the three parts; ``front.json`` the trained front; ``results.json`` everything the report shows;
+    ``report.html``; ``models/<id>/`` the exported networks.
+    """
+
+    path: Path
+
+    @property
+    def study(self) -> Path:
+        """The log of the search."""
+        return self.path / "study.db"
+
+    @property
+    def random(self) -> Path:
+        """The log of the random-search baseline."""
+        return self.path / "random.db"
+
+    @property
+    def split(self) -> Path:
+        """The index arrays train, val and test."""
+        return self.path / "split.npz"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+    def model(self, name: str) -> Path:
+        """The folder of one exported network."""
+        return self.path / "models" / name
+
+    def refuse_existing(self) -> None:
+        """Raises InputError if there is anything at the path already."""
+        if self.study.exists():
+            raise InputError(f"{self.path} already holds a run: continue it with 'nasopt resume {self.path}', or choose "
+                             "another folder with --out.")
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise InputError(f"{self.path} exists and is not an empty folder: choose another with --out.")
+
+    def create(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            InputError: it cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as problem:
+            raise InputError(f"the run folder {self.path} cannot be written ({problem.strerror}): choose another with "
+                             "--out.") from problem
+
+    def require(self) -> None:
+        """Raises InputError unless there is a run in the folder."""
+        if not self.study.is_file():
+            raise InputError(f"{self.path} holds no run (no study.db): start one with 'nasopt search --out {self.path}'.")
+
+    def write_json(self, name: str, data: Any) -> None:
+        """Writes a JSON file, whole or not at all.
+
+        Raises:
+            InputError: the disk is full or the folder cannot be written to.
+        """
+        target = self.path / name
+        part = target.with_name(name + ".part")
+        try:
+            part.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+            os.replace(part, target)
+        except OSError as problem:
+            part.unlink(missing_ok=True)
+            raise InputError(f"{target} cannot be written ({problem.strerror}): free some space or choose another "
+                             "folder.") from problem
+
+    def read_json(self, name: str) -> Any:
+        """What `write_json` wrote.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        try:
+            return json.loads((self.path / name).read_text())
+        except FileNotFoundError:
+            raise InputError(f"{self.path / name} does not exist yet: finish the run with 'nasopt resume "
+                             f"{self.path}'.") from None
+        except (OSError, ValueError) as problem:
+            raise InputError(f"{self.path / name} cannot be read ({problem}): run 'nasopt resume {self.path}' to write it "
+                             "again.") from problem

@@ -1,0 +1,245 @@
+"""What a run works on: data, split, network with choices, problem. Everything that can be refused is refused here."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nasopt import seed as seeds
+from nasopt.cost.clock import Latency
+from nasopt.cost.count import Count
+from nasopt.cost.memory import Memory
+from nasopt.errors import InputError, unknown
+from nasopt.nets import choices
+from nasopt.nets.supernet import sandwich
+from nasopt.nets.train import Augment, Images
+from nasopt.protocols import CostModel
+from nasopt.tasks.data import Dataset, Split, normalisation, split
+from nasopt.space import Arch
+from nasopt.trial import Constraint, Metrics, Objective, Problem
+
+VALIDATION = 2000
+"""Images of the validation part that a candidate is judged on, at most."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the user asked for, as plain values; it is stored with the run.
+
+    Attributes:
+        data: a source that `nasopt.tasks.data.load` knows.
+        space: ``cells``, ``nb201``, or ``own`` for a network of the user's.
+        seconds: of search and training, everything included.
+        trials: evaluations of the search at most; None: as many as the time allows.
+        networks: how many of the search's front are trained, at most.
+        trust: Kendall's tau below which shared weights are not believed.
+    """
+
+    data: str
+    space: str = "cells"
+    objectives: tuple[Objective, ...] = (Objective("error"), Objective("latency_ms", "ms"), Objective("memory_mb", "MB"))
+    constraints: tuple[Constraint, ...] = ()
+    seconds: float = 200.0
+    trials: int | None = None
+    strategy: str = "nsga2"
+    seed: int = 0
+    networks: int = 8
+    trust: float = 0.4
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Config:
+        """The inverse of `to_json`."""
+        return cls(**{**data, "objectives": tuple(Objective(**o) for o in data["objectives"]),
+                      "constraints": tuple(Constraint(**c) for c in data["constraints"])})
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """A run's parts, ready to use. Image tensors are (N, C, H, W) in the user's own values.
+
+    Attributes:
+        net: the network with choices, never trained: what is trained starts from a copy.
+        rest: training and validation parts together: what the final networks are trained on.
+    """
+
+    config: Config
+    dataset: Dataset
+    split: Split
+    net: nn.Module
+    problem: Problem
+    training: Images
+    validation: Images
+    rest: Images
+    augment: Augment
+
+    @property
+    def example(self) -> Tensor:
+        """One normalised training image, (1, C, H, W)."""
+        return self.training.normalised(slice(0, 1)).contiguous()
+
+    def cost_models(self, extra: Sequence[str] = ()) -> list[CostModel]:
+        """The cost models that the objectives, the constraints and ``extra`` metrics need, cheapest first."""
+        needed = {o.name for o in self.problem.objectives} | {c.name for c in self.problem.constraints} | set(extra)
+        return [make() for keys, make in COSTS if keys & needed]
+
+
+COSTS: tuple[tuple[frozenset[str], Callable[[], CostModel]], ...] = (
+    (frozenset({"params", "flops", "size_mb"}), Count),
+    (frozenset({"memory_mb"}), Memory),
+    (frozenset({"latency_ms"}), Latency),
+    (frozenset({"latency_onnx_ms"}), lambda: Latency("onnxruntime")),
+)
+
+
+def check_config(config: Config) -> None:
+    """Refuses what cannot work, before anything is read.
+
+    Raises:
+        InputError: a budget that is not positive, an unknown space or strategy, or an objective that cannot be searched for.
+    """
+    from nasopt.pipeline.phases import STRATEGIES
+
+    if not config.seconds > 0:
+        raise InputError(f"the budget must be positive, got {config.seconds:g} s: give e.g. --budget 5m.")
+    if config.trials is not None and config.trials < 1:
+        raise InputError(f"the number of trials must be at least 1, got {config.trials}.")
+    if config.seed < 0:
+        raise InputError(f"the seed must be at least 0, got {config.seed}.")
+    if config.networks < 1:
+        raise InputError(f"at least 1 network must be trained, got {config.networks}.")
+    if config.space not in (*SPACES, "own"):
+        raise unknown("space", config.space, SPACES)
+    if config.strategy not in STRATEGIES:
+        raise unknown("strategy", config.strategy, STRATEGIES)
+    if "error" not in {o.name for o in config.objectives}:
+        raise InputError("the objectives must include 'error': without it nothing would be learned; add it.")
+
+
+def _cells(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    from nasopt.spaces.cells import cells
+
+    return cells(shape, classes)
+
+
+def _nb201(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    from nasopt.spaces.nb201 import nb201
+
+    return nb201(classes, in_channels=shape[0])
+
+
+SPACES: Mapping[str, Callable[[tuple[int, int, int], int], nn.Module]] = {"cells": _cells, "nb201": _nb201}
+
+
+def prepare(config: Config, dataset: Dataset, own: nn.Module | None = None, parts: Split | None = None) -> Setup:
+    """Checks everything and builds the parts. Nothing is written.
+
+    Args:
+        own: the user's network with choices, if ``config.space`` is ``own``.
+        parts: the split of a run that is resumed.
+
+    Raises:
+        InputError: what `check_config` refuses, or a network that does not fit the data.
+    """
+    check_config(config)
+    parts = parts or split(dataset, config.seed)
+    mean, std = normalisation(dataset, parts.train)
+    images = Images(_nchw(dataset), torch.from_numpy(dataset.y), torch.from_numpy(mean), torch.from_numpy(std))
+    torch.manual_seed(seeds.integer(config.seed, 0, "weights"))
+    net = own if own is not None else SPACES[config.space](dataset.input_shape, len(dataset.classes))
+    problem = Problem(choices.space_of(net), config.objectives, config.constraints)
+    validation = seeds.rng(config.seed, 0, "validation").permutation(parts.val)[:VALIDATION]
+    setup = Setup(config, dataset, parts, net, problem, images.part(torch.from_numpy(parts.train)),
+                  images.part(torch.from_numpy(np.sort(validation))),
+                  images.part(torch.from_numpy(np.concatenate([parts.train, parts.val]))),
+                  Augment.for_images(dataset.input_shape))
+    _check_output(setup)
+    return setup
+
+
+def _nchw(dataset: Dataset) -> Tensor:
+    """The images as a view (N, C, H, W) of the array, no copy."""
+    x = torch.from_numpy(dataset.x)
+    if dataset.layout == "NHW":
+        return x[:, None]
+    return x.permute(0, 3, 1, 2) if dataset.layout == "NHWC" else x
+
+
+def _check_output(setup: Setup) -> None:
+    """One forward pass of one architecture: a network that does not fit the data is told now."""
+    arch = sandwich(setup.problem.space, 0, setup.config.seed, 0)[1]
+    alone, classes = choices.extract(setup.net, arch).eval(), len(setup.dataset.classes)
+    try:
+        with torch.inference_mode():
+            shape = tuple(alone(setup.example.repeat(2, 1, 1, 1)).shape)
+    except (RuntimeError, ValueError, TypeError) as problem:
+        raise InputError(f"the network does not take images of shape {tuple(setup.example.shape)}: {problem}") from problem
+    if shape != (2, classes):
+        raise InputError(f"the network gives outputs of shape {shape} for 2 images, but the data has {classes} classes: "
+                         f"its last layer must give (2, {classes}).")
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a sample of architectures costs: their architectures, metrics, and which are feasible."""
+
+    archs: list[Arch]
+    metrics: list[Metrics]
+    feasible: list[int]
+
+
+def survey(setup: Setup, n: int = 40) -> Sampled:
+    """The costs of a sample, half of it of the smallest size, and whether any of it is feasible.
+
+    Raises:
+        InputError: none is: the sentence names the constraint that is missed by most, and by how much.
+    """
+    from nasopt.estimators.images import Costs
+    from nasopt.trial import Ask
+
+    space, seed = setup.problem.space, setup.config.seed
+    archs: list[Arch] = [a for k in range(n // 4) for a in sandwich(space, 1, seed, k)]
+    archs += [a for k in range(n // 4) for a in sandwich(space, 0, seed, n + k)[1:]]
+    measure = Costs(setup.net, setup.cost_models(), setup.example)
+    metrics = [measure(Ask(k, a)) for k, a in enumerate(archs)]
+    feasible = [k for k, m in enumerate(metrics) if setup.problem.violation(m) == 0]
+    if not feasible:
+        raise InputError(_hopeless(setup.problem, metrics))
+    return Sampled(archs, metrics, feasible)
+
+
+def _hopeless(problem: Problem, metrics: Sequence[Metrics]) -> str:
+    """The constraint whose best value in the sample is the furthest off, or, if each can be met alone, all of them."""
+    worst, best = max(((c, min((m[c.name] for m in metrics if c.name in m), default=float("inf")))
+                       for c in problem.constraints), key=lambda pair: pair[0].violation({pair[0].name: pair[1]}))
+    if best <= worst.upper:
+        together = " and ".join(str(c) for c in problem.constraints)
+        return f"no architecture among {len(metrics)} meets {together} together, though each alone can be met: relax one."
+    return (f"no architecture meets {worst}: the best of {len(metrics)}, the smallest included, has {best:.4g}"
+            f"{worst.unit and ' ' + worst.unit} ({best / worst.upper:.3g} times the bound); relax it.")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores and memory of this machine (no names, no paths)."""
+    import os
+
+    name, memory = platform.processor() or platform.machine(), 0.0
+    for path, field_name in ((Path("/proc/cpuinfo"), "model name"), (Path("/proc/meminfo"), "MemTotal")):
+        if path.is_file():
+            line = next((text for text in path.read_text().splitlines() if text.startswith(field_name)), "")
+            value = line.partition(":")[2].strip()
+            if field_name == "MemTotal" and value:
+                memory = int(value.split()[0]) * 1024 / 1e9
+            elif value:
+                name = value
+    return {"cpu": name, "cores": os.cpu_count() or 1, "memory_gb": round(memory, 1)}
