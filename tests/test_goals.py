@@ -36,7 +36,8 @@ def test_bad_objectives_are_refused_with_a_remedy(text: str, part: str) -> None:
     ("latency_ms <= 2 MS", "latency_ms", 2.0), ("latency_onnx<=2µs", "latency_onnx_ms", 0.002),
     ("memory<=800KB", "memory_mb", 0.8), ("memory<=1gb", "memory_mb", 1000.0), ("size<=500B", "size_mb", 0.0005),
     ("params<=1.5M", "params", 1.5e6), ("params<=1500", "params", 1500.0), ("flops<=2G", "flops", 2e9),
-    ("flops<=3k", "flops", 3e3), ("error<=5%", "error", 0.05), ("error<=.5", "error", 0.5), ("error<=100 %", "error", 1.0),
+    ("flops<=3k", "flops", 3e3), ("error<=5%", "error", 0.05), ("error<=.5", "error", 0.5),
+    ("error<=100 %", "error", 1.0),
 ])
 def test_constraints(text: str, key: str, upper: float) -> None:
     c = goals.parse_constraint(text)
@@ -49,7 +50,8 @@ def test_constraints(text: str, key: str, upper: float) -> None:
     ("latency<=1e400ms", "above 0"), ("latency<=2", "no unit.*latency<=2ms"), ("memory<=2", "no unit.*memory<=4MB"),
     ("latency<=2MB", "'MB', but 'latency' has us, ms, s"), ("params<=2ms", "'ms', but 'params' has K, M, G"),
     ("latncy<=2ms", "did you mean 'latency'"), ("test_error<=5%", "Valid: error"), ("error<=5", "'error<=5%'"),
-    ("error<=101%", "more than 100%"), ("latency<=2ms<=3ms", "not an upper bound"), ("2ms<=latency", "not an upper bound"),
+    ("error<=101%", "more than 100%"), ("latency<=2ms<=3ms", "not an upper bound"),
+    ("2ms<=latency", "not an upper bound"),
 ])
 def test_bad_constraints_are_refused_with_a_remedy(text: str, part: str) -> None:
     with pytest.raises(InputError, match=part):
@@ -59,9 +61,10 @@ def test_bad_constraints_are_refused_with_a_remedy(text: str, part: str) -> None
 @given(st.text())
 def test_any_text_is_a_bound_above_zero_or_refused(text: str) -> None:
     try:
-        assert goals.parse_constraint(text).upper > 0
-    except InputError as error:
-        assert str(error)
+        bound = goals.parse_constraint(text)
+    except InputError:
+        return
+    assert bound.upper > 0
 
 
 @given(st.sampled_from(NAMES), POSITIVE)
@@ -106,7 +109,9 @@ def test_durations(text: str, seconds: float) -> None:
     assert goals.parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "0", "0s", "-3", "-3s", "nan", "inf", "h", "30m1h", "1h30", "5 parsecs", "1s1s", "9" * 400])
+@pytest.mark.parametrize("text", [
+    "", "0", "0s", "-3", "-3s", "nan", "inf", "h", "30m1h", "1h30", "5 parsecs", "1s1s", "9" * 400,
+])
 def test_bad_durations_are_refused_with_a_remedy(text: str) -> None:
     with pytest.raises(InputError, match="above 0: write for example '90s'"):
         goals.parse_duration(text)

@@ -38,7 +38,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imported(name: str, file: Path) -> Iterator[str]:
-    """Every module named by an import statement of a file, wherever it stands; `a` and `a.b` for ``from a import b``."""
+    """Every module named by an import statement of a file, wherever it is; `a` and `a.b` for ``from a import b``."""
     package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

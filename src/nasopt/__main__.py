@@ -1,0 +1,5 @@
+"""``python -m nasopt`` is the command ``nasopt``."""
+
+from nasopt.cli import main
+
+raise SystemExit(main())

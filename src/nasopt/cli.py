@@ -1,0 +1,234 @@
+"""The command line: parse, call, print. The work is done in `nasopt.job`, texts are read by `nasopt.goals`."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nasopt import __version__, goals
+from nasopt.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from nasopt.job import Run
+
+DEFAULT_BUDGET = "200s"
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, suggest_commands=False, pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Multi-objective neural architecture search: from your data and this device to a Pareto front of trained, "
+         "measured, exported networks.\n\nStart with: [bold]nasopt search[/bold]",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0 done, 1 nothing found, 2 bad input, 130 interrupted."""
+    try:
+        result = app(args=None if argv is None else list(argv), prog_name="nasopt", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError:
+        return 2
+    except click.ClickException as problem:
+        return _refuse(f"{problem.format_message()} See 'nasopt --help'.")
+    except click.Abort:
+        return 130
+    except InputError as problem:
+        return _refuse(str(problem))
+    return result if isinstance(result, int) else 0
+
+
+def _refuse(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nasopt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True,
+                                          help="Print the version and exit.")] = False,
+) -> None:
+    pass
+
+
+# --------------------------------------------------------------------------------------------------- configuration file
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Makes the file's entries the defaults of the command, so that options on the command line override them."""
+    if path is not None:
+        valid = [p.name for p in context.command.params if p.name not in (None, "config", "help")]
+        context.default_map = load_config(path, [name for name in valid if name])
+    return path
+
+
+def load_config(path: Path, valid: Sequence[str]) -> dict[str, str | list[str]]:
+    """The entries of a TOML file as the texts that the command line would have got.
+
+    Raises:
+        InputError: the file cannot be read, is not TOML, or holds a key that is not ``valid`` or a table.
+    """
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise InputError(f"configuration file {str(path)!r} cannot be read ({problem.strerror}): name an existing "
+                         "TOML file.") from None
+    except ValueError as problem:
+        raise InputError(f"configuration file {str(path)!r} is not TOML ({problem}): write lines like "
+                         "budget = \"30m\".") from None
+    for key in entries:
+        if key not in valid:
+            raise unknown(f"key in {path.name}:", key, valid)
+    return {key: _as_text(path, key, value) for key, value in entries.items()}
+
+
+def _as_text(path: Path, key: str, value: Any) -> str | list[str]:
+    several = key == "constraint"
+    values = value if several and isinstance(value, list) else [value]
+    if not all(isinstance(v, str | int | float) for v in values):
+        wanted = "a text or a list of texts" if several else "a text or a number"
+        raise InputError(f"{key!r} in {path.name} must be {wanted}, got {value!r}.")
+    texts = [str(v) for v in values]
+    return texts if several else texts[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- commands
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. runs/digits.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result: no log lines, no progress bar.")]
+
+SEARCH_EPILOG = """Examples:
+
+nasopt search --data digits --budget 200s
+
+nasopt search --data photos/ --objectives error,latency,memory --constraint "latency<=2ms" --budget 30m
+
+nasopt search --data set.npz --space nb201 --strategy random --trials 50 --out runs/baseline
+"""
+
+
+@app.command(epilog=SEARCH_EPILOG)
+def search(
+    data: Annotated[str, typer.Option(help="What to learn: 'digits' (built in), a folder with one sub-folder of images "
+                                           "per class, a CIFAR-10 folder, or an .npz file with x and y.")] = "digits",
+    space: Annotated[Literal["cells", "nb201"], typer.Option(
+        help="Which networks to choose from: hierarchical cells, or NAS-Bench-201's.")] = "cells",
+    objectives: Annotated[str, typer.Option(
+        help="What to minimise, with commas: error, latency, latency_onnx, memory, params, flops, size.",
+    )] = "error,latency,memory",
+    constraint: Annotated[list[str] | None, typer.Option(
+        metavar="BOUND", help="An upper bound with its unit, such as 'latency<=2ms', 'params<=1M' or 'memory<=800KB' "
+                              "(quote it; may be given several times).")] = None,
+    budget: Annotated[str | None, typer.Option(
+        metavar="TIME", help="Seconds of search and training, everything included: 90s, 30m, 1h30m. "
+                             f"Default: {DEFAULT_BUDGET}, or no limit of time if --trials is given.")] = None,
+    trials: Annotated[int | None, typer.Option(
+        min=1, metavar="N", help="Stop after this many evaluated networks.")] = None,
+    strategy: Annotated[Literal["nsga2", "random"], typer.Option(
+        help="How to search: evolution (NSGA-II), or at random as a baseline.")] = "nsga2",
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the run is kept. Default: runs/NAME after "
+                                                                    "the data.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Two runs with one seed propose the same networks in the same order "
+                                                  "as long as they measure the same.")] = 0,
+    config: Annotated[Path | None, typer.Option(
+        is_eager=True, callback=_read_config, metavar="FILE.toml",
+        help="A TOML file of these options (budget = \"30m\", constraint = [\"latency<=2ms\"]); options on the command "
+             "line override it.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Search for networks, train the best, and write the front, its report and its files to a folder."""
+    aims = goals.parse_objectives(objectives)
+    bounds = tuple(goals.parse_constraint(text) for text in constraint or ())
+    limit = DEFAULT_BUDGET if budget is None and trials is None else budget
+    seconds = None if limit is None else goals.parse_duration(limit)
+    folder = Path("runs", Path(data).resolve().stem) if out is None else out
+
+    from nasopt import job
+
+    with _resumable(folder):
+        run = job.search(data, space=space, objectives=aims, constraints=bounds, seconds=seconds, trials=trials,
+                         strategy=strategy, out=folder, seed=seed, log=_log(quiet), progress=_progress(quiet))
+    _show(run, folder)
+
+
+@app.command(epilog="Example: nasopt resume runs/digits")
+def resume(run: RunFolder, quiet: Quiet = False) -> None:
+    """Go on with a search that was interrupted; it ends as if it had never stopped."""
+    from nasopt import job
+
+    with _resumable(run):
+        resumed = job.resume(run, log=_log(quiet), progress=_progress(quiet))
+    _show(resumed, run)
+
+
+@app.command(epilog="Example: nasopt report runs/digits")
+def report(run: RunFolder) -> None:
+    """Write the report of a run, one HTML file that needs nothing else, and print where it is."""
+    from nasopt import job
+
+    typer.echo(job.report(run))
+
+
+@app.command(epilog="Example: nasopt export runs/digits 17 --format onnx --to net.onnx")
+def export(
+    run: RunFolder,
+    network: Annotated[str, typer.Argument(metavar="ID", help="A network of the front, as the search's table and the "
+                                                              "report name it.")],
+    to: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
+    kind: Annotated[Literal["onnx", "torch"], typer.Option(
+        "--format", help="onnx (for ONNX Runtime and others) or torch (a program that plain PyTorch loads).")] = "onnx",
+) -> None:
+    """Write one trained network of a run to a file that loads without nasopt."""
+    from nasopt import job
+
+    typer.echo(job.export(run, network, kind, to))
+
+
+# ---------------------------------------------------------------------------------------------------------- printing
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        remedy = f"go on with: nasopt resume {folder}" if folder.exists() else "nothing was written yet."
+        print(f"\ninterrupted: {remedy}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _log(quiet: bool) -> Callable[[str], None]:
+    console = Console(stderr=True, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+    return console.print
+
+
+def _progress(quiet: bool) -> bool:
+    return not quiet and sys.stderr.isatty()
+
+
+def _show(run: Run, folder: Path) -> None:
+    from nasopt import job
+
+    front = run.front()
+    written = job.report(folder)
+    if not front:
+        print(f"no network was found that meets every constraint; see {written}", file=sys.stderr)
+        raise typer.Exit(1)
+    measured = [m for m in goals.METRICS if any(m.key in entry.metrics for entry in front)]
+    table = Table("network", title="Pareto front", title_justify="left")
+    for m in measured:
+        table.add_column(m.name, justify="right")
+    for entry in front:
+        table.add_row(str(entry.id), *(goals.format_metric(m.key, entry.metrics.get(m.key)) for m in measured))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    typer.echo(f"report: {written}")
+    typer.echo(f"to export a network: nasopt export {folder} {front[0].id} --format onnx --to net.onnx")
