@@ -113,8 +113,10 @@ class Repeat:
     def __init__(self, name: str, part: Space, times: int | Iterable[int], shared: bool = False) -> None:
         _check_name("Repeat", name)
         counts = (times,) if isinstance(times, int) else tuple(times)
-        if not counts or min(counts) < 0 or len(set(counts)) < len(counts):
+        whole = all(isinstance(t, (int, np.integer)) for t in counts)
+        if not counts or not whole or min(counts) < 0 or len(set(counts)) < len(counts):
             raise ValueError(f"Repeat {name!r}: times must be distinct counts of at least 0, got {counts}.")
+        counts = tuple(int(t) for t in counts)
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "part", part)
         object.__setattr__(self, "times", counts)
@@ -136,7 +138,8 @@ class Cell:
             (Dong et al., TPAMI 2021), which keeps a place for every removed edge and so merges less.
 
     Raises:
-        ValueError: fewer than two nodes, or ``none`` or ``skip`` not among the operations.
+        ValueError: fewer than two nodes, no operation or one twice, ``none`` or ``skip`` not among the operations or
+            the same one.
     """
 
     name: str
@@ -150,8 +153,11 @@ class Cell:
                  skip: str | None = None, rule: Rule = "algebra") -> None:
         _check_name("Cell", name)
         operations = tuple(operations)
-        if nodes < 2:
+        if not isinstance(nodes, int) or nodes < 2:
             raise ValueError(f"Cell {name!r} has {nodes} nodes: it needs an input and an output, at least 2.")
+        Choice(name, operations)  # refuses bad labels
+        if none is not None and none == skip:
+            raise ValueError(f"Cell {name!r}: {none!r} cannot both remove an edge and pass its source on.")
         for label in (none, skip):
             if label is not None and label not in operations:
                 raise ValueError(f"Cell {name!r}: {label!r} is not among its operations {operations}.")
@@ -334,7 +340,7 @@ def walk(space: Space, pick: Callable[[str, tuple[str, ...]], int]) -> dict[str,
     for k, g in enumerate(genes):
         if g.parent < 0 or values[g.parent] in g.when:
             value = pick(g.path, g.labels)
-            if not 0 <= value < len(g.labels):
+            if not isinstance(value, (int, np.integer)) or not 0 <= value < len(g.labels):
                 raise ValueError(f"choice {g.path!r}: option {value!r} is none of 0..{len(g.labels) - 1} {g.labels}.")
             values[k] = int(value)
     return {g.path: v for g, v in zip(genes, values, strict=True) if v >= 0}
@@ -455,8 +461,9 @@ def canonical(space: Space, arch: Arch) -> dict[str, int]:
     """One representative of all architectures that are the same network: in every active `Cell` dead branches are
     removed and isomorphic cells are merged, as the cell's ``rule`` says. Idempotent.
 
-    Cells of up to `TABLE_LIMIT` strings are merged completely. Larger ones lose their dead branches and take the
-    smallest of their node orders, which may leave apart two cells that are equal only through skips.
+    Cells of up to `TABLE_LIMIT` strings are merged completely. Larger ones under ``algebra`` lose their dead branches and
+    take the smallest of their node orders, which may leave apart two cells that are equal only through skips; larger
+    ones under ``nasbench201``, whose strings count removed edges, stay as they are.
     """
     lay = layout(space)
     if not lay.cells:
@@ -473,7 +480,7 @@ def canonical(space: Space, arch: Arch) -> dict[str, int]:
 def _canonical_cell(cell: Cell, ops: tuple[int, ...]) -> tuple[int, ...]:
     if len(cell.operations) ** len(ops) <= TABLE_LIMIT:
         return _representatives(cell)[signature(cell, ops)]
-    return _normal(cell, ops)
+    return _normal(cell, ops) if cell.rule == "algebra" else ops
 
 
 @lru_cache(maxsize=64)
@@ -499,17 +506,19 @@ def signature(cell: Cell, ops: Sequence[int]) -> str:
 
 
 def _unique_string(cell: Cell, ops: Sequence[int]) -> str:
-    """NATS-Bench's unique string with zeros considered (Dong et al., TPAMI 2021): 6,466 classes in NAS-Bench-201."""
+    """NATS-Bench's unique string with zeros considered (Dong et al., TPAMI 2021), with the numbers of the operations for
+    their labels: 6,466 classes in NAS-Bench-201."""
     node = ["0"]
     chosen = dict(zip(cell.edges, ops, strict=True))
     for j in range(1, cell.nodes):
         terms = []
         for i in range(j):
-            label = cell.operations[chosen[i, j]]
+            op = chosen[i, j]
+            label = cell.operations[op]
             if label == cell.none or node[i] == "#":
                 terms.append("#")
             else:
-                terms.append(node[i] if label == cell.skip else f"({node[i]})@{label}")
+                terms.append(node[i] if label == cell.skip else f"({node[i]})@{op}")
         node.append("+".join(sorted(terms)))
     return node[-1]
 
@@ -572,7 +581,7 @@ def from_json(data: Mapping[str, Any]) -> Space:
     """
     try:
         if "choice" in data:
-            return Choice(data["choice"], {label: part and from_json(part) for label, part in data["options"]})
+            return Choice(data["choice"], _options_from_json(data["options"]))
         if "product" in data:
             return Product(data["product"], [from_json(p) for p in data["parts"]])
         if "repeat" in data:
@@ -583,3 +592,12 @@ def from_json(data: Mapping[str, Any]) -> Space:
     except (KeyError, TypeError) as problem:
         raise ValueError(f"not a search space: {problem!r} missing or of a wrong type in {str(data)[:80]}.") from None
     raise ValueError(f"not a search space: expected one of choice, product, repeat, cell in {str(data)[:80]}.")
+
+
+def _options_from_json(pairs: Any) -> dict[str, Space | None]:
+    options: dict[str, Space | None] = {}
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or pair[0] in options:
+            raise ValueError(f"not a search space: {str(pair)[:80]} is not a new label with a sub-space or null.")
+        options[pair[0]] = None if pair[1] is None else from_json(pair[1])
+    return options
