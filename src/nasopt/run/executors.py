@@ -278,8 +278,8 @@ class Processes:
 
     def _hear(self, worker: _Worker) -> None:
         try:
-            # A death can be noticed before an answer that is still in the pipe; and the pipe of a dead worker stays open
-            # as long as a process that it forked.
+            # A death can be noticed before an answer that is still in the pipe; and the pipe of a dead worker stays
+            # open as long as a process that it forked.
             answer: Answer | None = worker.pipe.recv() if worker.pipe.poll() else _DEAD
         except (EOFError, ConnectionResetError):
             answer = _DEAD
@@ -295,7 +295,8 @@ class Processes:
         worker.process.join(5.0)
         ask, ready, cost = worker.ask, worker.ready, time.monotonic() - worker.began
         code = self._end(worker)
-        assert ask is not None and self._estimate is not None
+        assert ask is not None
+        assert self._estimate is not None
         if ready:
             self._done.append(Trial(ask, {}, cost, _died(code)))
             return

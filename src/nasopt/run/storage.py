@@ -168,9 +168,9 @@ class Sqlite:
         """
         with _plain(self.path):
             row = self._db.execute("SELECT blob, crc FROM blobs WHERE name = ?", (name,)).fetchone()
-        if row is not None and zlib.crc32(row[0]) != row[1]:
+        if row is not None and (not isinstance(row[0], bytes) or zlib.crc32(row[0]) != row[1]):
             raise _damaged(self.path, f"blob {name!r} does not match its checksum")
-        return None if row is None else bytes(row[0])
+        return None if row is None else row[0]
 
     def close(self) -> None:
         """Closes the file and lets another process write. A second call does nothing."""
@@ -289,11 +289,15 @@ def _plain(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _explain(path, error) from error
+    except UnicodeDecodeError as error:  # even SQLite's message can quote the garbage it found
+        raise _damaged(path, "text that is not UTF-8") from error
 
 
 def _explain(path: Path, error: sqlite3.Error) -> Exception:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    # The statements are fixed, so SQLITE_ERROR says that the file's format or its tables are not what was written.
+    broken = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+    if code in broken or "Could not decode" in str(error):
         return _damaged(path, str(error))
     if code == sqlite3.SQLITE_CONSTRAINT:
         return _duplicate(path)
