@@ -1,0 +1,1 @@
+"""The built-in search spaces, each one module with inline choices."""
