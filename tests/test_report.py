@@ -136,6 +136,7 @@ def test_the_page_is_complete_and_makes_no_request(page: Page) -> None:
             assert not re.match(r"(?i)\s*([a-z]+:|//)", attributes.get(name) or ""), (tag, attributes)
     own = [s for s in page.scripts if "plotly.js" not in s[:200]]
     assert len(own) == 2 and len(page.scripts) == 3, "the data, plotly.js once, the page's script"
+    assert "showSendToCloud: false" in own[1], "plotly.js offers by default to send the figure to a server"
     assert not any(re.search(r"https?:|\bimport\b|fetch\(|XMLHttpRequest", s) for s in own)
     policy = [a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"]
     assert policy and (policy[0] or "").startswith("default-src 'none'")
@@ -208,7 +209,7 @@ def test_an_empty_record_claims_nothing(absent: Any) -> None:
     assert shown({k: absent for k in example()}) == text
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_part_may_be_missing(data: st.DataObject) -> None:
     results = example()
@@ -223,7 +224,9 @@ def test_any_part_may_be_missing(data: st.DataObject) -> None:
         elif isinstance(here, list) and path[-1] < len(here):
             here[path[-1]] = data.draw(st.sampled_from([None, math.nan, {}, []]))
     text = html.render(results)
-    assert text.endswith("</html>") and ">nan" not in text.lower() and "NaN" not in Page(text).scripts[0]
+    values = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', text, re.S)
+    assert text.endswith("</html>") and ">nan" not in text[:text.find("<script")].lower()
+    assert not any("NaN" in v or "Infinity" in v for v in values)
 
 
 def test_write_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,8 +262,8 @@ def test_hand_designed_networks_are_compared_in_numbers() -> None:
     resnet, mobile = claims.against_designed(example())
     # net-2: error 7.6 %, 1.86 ms, 2.36 MB against 8.1 %, 1.93 ms, 2.9 MB; net-0 and net-1 are slower, net-3 less accurate
     assert "is dominated by 1 of the 8 found networks, and dominates 0 of them" in resnet
-    assert "net-2 against it: test error 0.500 points lower (7.60 % [6.10, 9.40]; the intervals overlap)" in resnet
-    assert "latency 4% lower" in resnet and "peak memory 19% lower" in resnet
+    assert "net-2 against it: test error 0.50 points lower (7.60 % [6.10, 9.40]; the intervals overlap)" in resnet
+    assert "latency 4 % lower" in resnet and "peak memory 19 % lower" in resnet
     # 10 % at .3 ms and .45 MB: better in all three than net-5, net-6 and net-7 (11.2, 12.4 and 13.6 %; .5 ms and more)
     assert "is dominated by 0 of the 8 found networks, and dominates 4 of them" in mobile
     assert "It dominates net-4, net-5, net-6 and net-7" in mobile
@@ -287,14 +290,15 @@ def test_equal_cost_takes_the_shorter_run() -> None:
     long = {"seconds": [1, 5, 20], "evaluations": [1, 2, 3], "hypervolume": [0.1, 0.4, 0.9]}
     short = {"seconds": [2, 10], "evaluations": [4, 8], "hypervolume": [0.2, 0.5]}
     out = claims.equal_cost({"search": {"curves": {"nsga2": long, "random": short}}})
-    assert out == ["At 10.0 s: nsga2 0.400, random search 0.500 (20.0% lower)."]  # after 3 evaluations random has none yet
+    assert out == ["After 10.0 s of each, nsga2 had reached a hypervolume of 0.400 and random search 0.500 "
+                   "(nsga2 20.0 % lower)."], "after 3 evaluations random search has none yet"
     assert claims.equal_cost({"search": {"curves": {"nsga2": long}}}) == []
 
 
 def test_final_hypervolume_has_its_baselines() -> None:
     text = claims.final_hypervolume(example())
-    assert "hand-designed networks 0.700 (found 20.0% higher)" in text
-    assert "random search 0.800 (found 5.0% higher)" in text
+    assert "hand-designed networks 0.700 (found 20.0 % higher)" in text
+    assert "random search 0.800 (found 5.0 % higher)" in text
     assert claims.final_hypervolume({"search": {"front_hypervolume": {"designed": 1.0}}}) == ""
 
 
@@ -336,7 +340,7 @@ def test_the_front_distinguishes_kinds_and_follows_the_menus() -> None:
     panel = figures.front(example())
     assert panel is not None
     traces = panel.figure.data
-    assert [t.name for t in traces] == ["found, on the front", "found, dominated", "designed by hand",
+    assert [t.name for t in traces] == ["on the front", "dominated", "designed by hand",
                                         "front, as the search predicted it", "all trials (estimates)"]
     assert len({(t.marker.symbol, t.marker.color) for t in traces}) == 5
     assert traces[0].y[0] == pytest.approx(5.2) and traces[0].error_y.array[0] == pytest.approx(1.8)
@@ -371,6 +375,13 @@ def test_a_front_of_two_errors_still_has_two_axes() -> None:
 CELL = {"0-1": "conv_3x3", "0-2": "none", "1-2": "none", "0-3": "skip_connect", "1-3": "none", "2-3": "avg_pool_3x3"}
 
 
+def routes(edges: set[tuple[int, int]], here: int, last: int) -> list[list[tuple[int, int]]]:
+    """All paths from one node to another, as lists of edges."""
+    if here == last:
+        return [[]]
+    return [[(i, j), *rest] for i, j in edges if i == here for rest in routes(edges, j, last)]
+
+
 def test_dead_edges_by_enumeration() -> None:
     rng = np.random.default_rng(2)
     for _ in range(200):
@@ -378,12 +389,7 @@ def test_dead_edges_by_enumeration() -> None:
         edges = {(i, j): OPERATIONS[int(rng.integers(0, 2))] for j in range(nodes) for i in range(j)}
         drawn = {e for e, label in edges.items() if label != "none"}
 
-        def routes(here: int, last: int = nodes - 1, drawn: set[tuple[int, int]] = drawn) -> list[list[tuple[int, int]]]:
-            if here == last:
-                return [[]]
-            return [[(i, j), *rest] for i, j in drawn if i == here for rest in routes(j)]
-
-        assert drawing.live(edges) == {e for route in routes(0) for e in route}
+        assert drawing.live(edges) == {e for route in routes(drawn, 0, nodes - 1) for e in route}
 
 
 def test_cells_and_blocks_of_an_architecture() -> None:
@@ -400,7 +406,7 @@ def test_the_drawing_omits_removed_edges_and_fades_dead_ones() -> None:
     svg = drawing.svg(cell)
     assert svg.count("<path") == 3 and svg.count("<circle") == 4 and "none" not in svg
     assert svg.count('class="op conv dead"') == svg.count('class="op pool dead"') == 2 and 'class="op skip"' in svg
-    assert drawing.description(cell) == "Cell c: 0 to 1 conv_3x3 (dead), 0 to 3 skip_connect, 2 to 3 avg_pool_3x3 (dead)"
+    assert "0 to 1 conv_3x3 (dead), 0 to 3 skip_connect, 2 to 3 avg_pool_3x3 (dead)" in drawing.description(cell)
 
 
 @pytest.mark.parametrize("nodes", range(2, 9))
@@ -416,8 +422,8 @@ def test_no_two_labels_of_a_full_cell_touch(nodes: int) -> None:
 
 # -------------------------------------------------------------------------------------------------------------- numbers
 @pytest.mark.parametrize(("value", "text"), [
-    (0.0, "0"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"), (1234.6, "1,235"), (0.01234, "0.0123"), (-2.5, "-2.50"),
-    (1e-9, "1.00e-09")])
+    (0.0, "0"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"), (1234.6, "1,235"), (0.01234, "0.0123"),
+    (-2.5, "-2.50"), (1e-9, "1.00e-09")])
 def test_digits(value: float, text: str) -> None:
     assert record.digits(value) == text
 

@@ -122,9 +122,9 @@ def _difference(net: Network, baseline: Network, axis: Axis) -> str:
     """``test error 1.20 points lower (6.2 % [..]; intervals overlap)``."""
     q, new, old = quantity(axis.key), net.metrics[axis.key], baseline.metrics[axis.key]
     if q.unit == "%":
-        size = f"{record.digits(abs(new - old) * 100)} points"
+        size = f"{abs(new - old) * 100:.2f} points"
     else:
-        size = f"{abs(new / old - 1):.0%}" if old else record.digits(abs(new - old))
+        size = f"{100 * abs(new / old - 1):.0f} %" if old else record.digits(abs(new - old))
     way = "equal" if new == old else f"{size} {'lower' if new < old else 'higher'}"
     apart = _apart(net.intervals.get(axis.key), baseline.intervals.get(axis.key))
     return f"{q.label} {way} ({net.ranged(axis.key)}{apart})"
@@ -152,7 +152,7 @@ def _change(own: float, other: float, name: str = "") -> str:
     """`` (3.1% higher)``: ``own`` against ``other``; empty where a ratio means nothing."""
     if other <= 0:
         return ""
-    way = "equal" if own == other else f"{abs(own / other - 1):.1%} {'higher' if own > other else 'lower'}"
+    way = "equal" if own == other else f"{100 * abs(own / other - 1):.1f} % {'higher' if own > other else 'lower'}"
     return f" ({name}{way})"
 
 
@@ -181,7 +181,8 @@ def _at_equal(name: str, data: Mapping[str, Any], baseline: Mapping[str, Any], c
     if own is None or other is None:
         return ""
     when = record.duration(limit) if cost == "seconds" else f"{limit:g} evaluations"
-    return f"At {when}: {name} {record.digits(own)}, random search {record.digits(other)}{_change(own, other)}."
+    return (f"After {when} of each, {name} had reached a hypervolume of {record.digits(own)} and random search "
+            f"{record.digits(other)}{_change(own, other, f'{name} ')}.")
 
 
 # ----------------------------------------------------------------------------------------------- predicted and measured

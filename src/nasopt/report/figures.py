@@ -78,7 +78,8 @@ class Series:
 
     def trace(self, x: Quantity, y: Quantity) -> go.Scatter:
         """The points as a trace with error bars."""
-        bars = {"type": "data", "symmetric": False, "thickness": 1, "width": 3}
+        barred = any(spans for _, spans, _ in self.points)
+        bars = {"type": "data", "symmetric": False, "thickness": 1, "width": 3, "visible": barred}
         return go.Scatter(
             name=escape(self.name), mode="markers", marker=dict(self.marker), x=self.values(x), y=self.values(y),
             error_x={**bars, "array": self.arms(x, 1), "arrayminus": self.arms(x, 0)},

@@ -36,7 +36,7 @@ def render(results: Results) -> str:
         title=str(results.get("title") or "Architecture search"), search=_search(results), claims=_claims(results),
         table=_table(record.networks(results)), drawings=_drawings(results), obtained=_obtained(results),
         panels={p.name: p for p in panels}, figures=[_figure(p) for p in panels],
-        plotly=Markup(get_plotlyjs()) if panels else None, open_drawings=OPEN_DRAWINGS)
+        interval_note=str(results.get("interval_note") or ""), plotly=Markup(get_plotlyjs()) if panels else None, open_drawings=OPEN_DRAWINGS)
 
 
 def write(results: Results, path: str | os.PathLike[str]) -> None:
@@ -105,8 +105,10 @@ class Value:
 
 
 def _table(nets: Sequence[Network]) -> dict[str, Any]:
-    """One column for every metric that any network has."""
+    """One column for every metric that any network has; the latency's spread is left out where its quartiles are shown."""
     keys = record.keys_of(n.metrics for n in nets)
+    if any("latency_ms" in n.intervals for n in nets):
+        keys = [k for k in keys if k != "latency_iqr_ms"]
     return {"columns": [quantity(k).title for k in keys], "files": any(n.files for n in nets),
             "rows": [{"name": n.name, "group": n.group, "kind": record.GROUPS[n.group],
                       "values": [_value(n, k) for k in keys], "files": [(f, link(p)) for f, p in n.files.items()]}

@@ -125,7 +125,7 @@ def interval(value: object) -> Interval | None:
 
 # ------------------------------------------------------------------------------------------------------------- networks
 FRONT, DOMINATED, DESIGNED = "front", "dominated", "designed"
-GROUPS = {FRONT: "found, on the front", DOMINATED: "found, dominated", DESIGNED: "designed by hand"}
+GROUPS = {FRONT: "on the front", DOMINATED: "dominated", DESIGNED: "designed by hand"}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@
 
   figures.forEach((f) => {
     Plotly.newPlot(plot(f), f.data, f.layout, { responsive: true, displaylogo: false,
+      showSendToCloud: false, plotlyServerURL: "", topojsonURL: "none", // nothing leaves this page
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
   });
   repaint();
