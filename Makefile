@@ -6,7 +6,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 DATA   ?= digits
 BUDGET ?= 200s
-OUT    ?= runs/$(notdir $(patsubst %/,%,$(DATA)))
+OUT    ?= runs/$(basename $(notdir $(patsubst %/,%,$(DATA))))
 ARGS   ?=
 BENCH  ?=
 JOBS   ?= 2

@@ -24,6 +24,15 @@ class Entry:
     files: dict[str, Path] = field(default_factory=dict)
 
 
+@dataclass
+class Run:
+    found: list[Entry]
+    report: Path
+
+    def front(self) -> list[Entry]:
+        return self.found
+
+
 class Job(ModuleType):
     """Stands in for nasopt.job and keeps what it was called with."""
 
@@ -34,22 +43,20 @@ class Job(ModuleType):
                       Entry("12", {"error": 0.05, "memory_mb": 0.4, "params": 450_000.0})]
         self.raises: BaseException | None = None
 
-    def _keep(self, name: str, **call: Any) -> Job:
+    def _keep(self, name: str, **call: Any) -> None:
         self.calls.append((name, call))
         if self.raises is not None:
             raise self.raises
         if "log" in call:
             call["log"]("one line of log")
-        return self
 
-    def front(self) -> list[Entry]:
-        return self.found
+    def search(self, data: str, **options: Any) -> Run:
+        self._keep("search", data=data, **options)
+        return Run(self.found, options["out"] / "report.html")
 
-    def search(self, data: str, **options: Any) -> Job:
-        return self._keep("search", data=data, **options)
-
-    def resume(self, out: Path, *, log: Callable[[str], None], progress: bool) -> Job:
-        return self._keep("resume", out=out, log=log, progress=progress)
+    def resume(self, out: Path, *, log: Callable[[str], None], progress: bool) -> Run:
+        self._keep("resume", out=out, log=log, progress=progress)
+        return Run(self.found, out / "report.html")
 
     def report(self, out: Path) -> Path:
         self._keep("report", out=out)
@@ -103,11 +110,11 @@ def test_search_passes_every_option_on(job: Job) -> None:
 
 
 @pytest.mark.parametrize(("argv", "seconds", "trials", "out"), [
-    (["--trials", "5"], None, 5, "runs/digits"), (["--trials", "5", "--budget", "9"], 9.0, 5, "runs/digits"),
+    (["--trials", "5"], 200.0, 5, "runs/digits"), (["--trials", "5", "--budget", "9"], 9.0, 5, "runs/digits"),
     (["--data", "a/photos/"], 200.0, None, "runs/photos"), (["--data", "set.npz"], 200.0, None, "runs/set"),
 ])
 def test_limits_and_the_folder_follow_from_what_is_given(
-    job: Job, argv: list[str], seconds: float | None, trials: int | None, out: str,
+    job: Job, argv: list[str], seconds: float, trials: int | None, out: str,
 ) -> None:
     assert main(["search", *argv]) == 0
     call = job.calls[0][1]
@@ -135,7 +142,7 @@ def test_quiet_keeps_the_log_away(job: Job, capsys: pytest.CaptureFixture[str]) 
 def test_the_progress_bar_is_for_terminals_that_are_not_asked_to_be_quiet(
     job: Job, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert [main(["search"]), main(["search", "--quiet"]), main(["resume", "r"])] == [0, 0, 0]
     assert [call["progress"] for _, call in job.calls if "progress" in call] == [True, False, True]
 
@@ -151,9 +158,9 @@ def test_resume_report_and_export(job: Job, capsys: pytest.CaptureFixture[str]) 
     assert main(["report", "runs/a"]) == 0
     assert main(["export", "runs/a", "12", "--format", "torch", "--to", "n.pt"]) == 0
     assert capsys.readouterr().out.endswith("runs/a/report.html\nn.pt\n")
-    assert [name for name, _ in job.calls] == ["resume", "report", "report", "export"]
+    assert [name for name, _ in job.calls] == ["resume", "report", "export"]
     assert job.calls[0][1]["out"] == Path("runs/a")
-    assert job.calls[3][1] == {"out": Path("runs/a"), "id": "12", "format": "torch", "to": Path("n.pt")}
+    assert job.calls[2][1] == {"out": Path("runs/a"), "id": "12", "format": "torch", "to": Path("n.pt")}
 
 
 def test_an_interrupt_says_how_to_go_on(job: Job, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -20,8 +20,6 @@ from nasopt.errors import InputError, unknown
 if TYPE_CHECKING:
     from nasopt.job import Run
 
-DEFAULT_BUDGET = "200s"
-
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, suggest_commands=False, pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -129,11 +127,10 @@ def search(
     constraint: Annotated[list[str] | None, typer.Option(
         metavar="BOUND", help="An upper bound with its unit, such as 'latency<=2ms', 'params<=1M' or 'memory<=800KB' "
                               "(quote it; may be given several times).")] = None,
-    budget: Annotated[str | None, typer.Option(
-        metavar="TIME", help="Seconds of search and training, everything included: 90s, 30m, 1h30m. "
-                             f"Default: {DEFAULT_BUDGET}, or no limit of time if --trials is given.")] = None,
+    budget: Annotated[str, typer.Option(
+        metavar="TIME", help="Time for search and training, everything included: 90s, 30m, 1h30m.")] = "200s",
     trials: Annotated[int | None, typer.Option(
-        min=1, metavar="N", help="Stop after this many evaluated networks.")] = None,
+        min=1, metavar="N", help="Search at most this many networks.")] = None,
     strategy: Annotated[Literal["nsga2", "random"], typer.Option(
         help="How to search: evolution (NSGA-II), or at random as a baseline.")] = "nsga2",
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the run is kept. Default: runs/NAME after "
@@ -149,8 +146,7 @@ def search(
     """Search for networks, train the best, and write the front, its report and its files to a folder."""
     aims = goals.parse_objectives(objectives)
     bounds = tuple(goals.parse_constraint(text) for text in constraint or ())
-    limit = DEFAULT_BUDGET if budget is None and trials is None else budget
-    seconds = None if limit is None else goals.parse_duration(limit)
+    seconds = goals.parse_duration(budget)
     folder = Path("runs", Path(data).resolve().stem) if out is None else out
 
     from nasopt import job
@@ -211,16 +207,13 @@ def _log(quiet: bool) -> Callable[[str], None]:
 
 
 def _progress(quiet: bool) -> bool:
-    return not quiet and sys.stderr.isatty()
+    return not quiet and sys.stdout.isatty()
 
 
 def _show(run: Run, folder: Path) -> None:
-    from nasopt import job
-
     front = run.front()
-    written = job.report(folder)
     if not front:
-        print(f"no network was found that meets every constraint; see {written}", file=sys.stderr)
+        print(f"no network was found that meets every constraint; see {run.report}", file=sys.stderr)
         raise typer.Exit(1)
     measured = [m for m in goals.METRICS if any(m.key in entry.metrics for entry in front)]
     table = Table("network", title="Pareto front", title_justify="left")
@@ -230,5 +223,5 @@ def _show(run: Run, folder: Path) -> None:
         table.add_row(str(entry.id), *(goals.format_metric(m.key, entry.metrics.get(m.key)) for m in measured))
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
-    typer.echo(f"report: {written}")
+    typer.echo(f"report: {run.report}")
     typer.echo(f"to export a network: nasopt export {folder} {front[0].id} --format onnx --to net.onnx")
