@@ -52,20 +52,18 @@ def crowding(values: NDArray[np.float64], rank: NDArray[np.int64] | None = None)
     if n == 0:
         return distance
     rank = np.zeros(n, dtype=np.int64) if rank is None else rank
-    for column in values.T:
-        order = np.lexsort((column, rank))
-        v, r = column[order], rank[order]
-        first = np.r_[True, r[1:] != r[:-1]]
-        last = np.r_[first[1:], True]
-        group = np.cumsum(first) - 1
-        with np.errstate(invalid="ignore"):
-            span = (v[last] - v[first])[group]
-        span[~(np.isfinite(span) & (span > 0))] = np.inf
-        gap = np.zeros(n)
-        with np.errstate(invalid="ignore"):
-            gap[1:-1] = np.nan_to_num((v[2:] - v[:-2]) / span[1:-1], nan=0.0, posinf=0.0)
-        gap[first | last] = np.inf
-        distance[order] += gap
+    ends = np.ones(n + 1, dtype=bool)
+    with np.errstate(invalid="ignore"):
+        for column in values.T:
+            order = np.lexsort((column, rank))
+            v, r = column[order], rank[order]
+            np.not_equal(r[1:], r[:-1], out=ends[1:-1])
+            first, last = np.flatnonzero(ends[:-1]), np.flatnonzero(ends[1:])
+            span = np.repeat(v[last] - v[first], last - first + 1)
+            gap = np.zeros(n)
+            np.divide(v[2:] - v[:-2], span[1:-1], out=gap[1:-1], where=(span[1:-1] > 0) & np.isfinite(span[1:-1]))
+            gap[first] = gap[last] = np.inf
+            distance[order] += gap
     return distance
 
 
@@ -121,12 +119,15 @@ class Archive(Generic[T]):
         old = len(self.values)
         entered[new[keep[old:]]] = True
         self.payloads = [p for p, k in zip(self.payloads, keep[:old].tolist(), strict=True) if k]
-        self.payloads += [payloads[k] for k in np.flatnonzero(entered)]
+        self.payloads += [payloads[k] for k in np.flatnonzero(entered).tolist()]
         self.values = both[keep]
         return entered
 
 
 def _covered(points: NDArray[np.float64], front: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which points some row of the front equals or dominates, shape (points,); in slices, to bound the memory."""
-    slices = [(front[None] <= points[k:k + 256, None]).all(axis=2).any(axis=1) for k in range(0, len(points), 256)]
-    return np.concatenate(slices) if slices else np.zeros(0, dtype=bool)
+    covered = np.zeros(len(points), dtype=bool)
+    for k in range(0, len(points), 256):
+        below = np.asarray(front[None] <= points[k:k + 256, None])
+        covered[k:k + 256] = np.any(np.all(below, axis=2), axis=1)
+    return covered

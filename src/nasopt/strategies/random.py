@@ -40,7 +40,7 @@ class Unseen:
 
     def add(self, rows: Rows) -> None:
         """Marks canonical rows as seen."""
-        self._seen.update(row.tobytes() for row in rows)
+        self._seen.update(_names(rows))
 
     def add_archs(self, archs: Sequence[Arch]) -> None:
         """Marks architectures as seen."""
@@ -50,11 +50,10 @@ class Unseen:
         """The canonical forms of the rows that were not seen, each once and in their order; marks nothing."""
         rows = self.canonical(rows)
         here: dict[bytes, int] = {}
-        for k, row in enumerate(rows):
-            name = row.tobytes()
+        for k, name in enumerate(_names(rows)):
             if name not in self._seen:
                 here.setdefault(name, k)
-        return rows[list(here.values())]
+        return rows if len(here) == len(rows) else rows[list(here.values())]
 
     def draw(self, n: int, generator: np.random.Generator) -> Rows:
         """Up to ``n`` unseen rows: uniform draws, and where these find too few a choice from what a scan of the space
@@ -74,6 +73,12 @@ class Unseen:
             self._rest = list(self.fresh(np.concatenate([rows[:0], *[r[None] for r in self._rest], rows])))
         chosen = generator.permutation(len(self._rest))[:n]
         return np.array([self._rest[k] for k in chosen], dtype=np.int64).reshape(len(chosen), len(self.layout.genes))
+
+
+def _names(rows: Rows) -> list[bytes]:
+    """The bytes of every row."""
+    text, width = rows.tobytes(), rows.shape[1] * rows.itemsize
+    return [text[k * width:(k + 1) * width] for k in range(len(rows))]
 
 
 class RandomSearch:

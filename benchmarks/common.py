@@ -1,0 +1,79 @@
+"""What every benchmark script shares: the record of a run, with where and with what it was measured.
+
+A script ends with ``write(name, results, seeds)``; `benchmarks/results.py` turns all records into ``docs/results.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("nasopt", "numpy", "scipy", "torch", "moocore", "scikit-learn", "onnxruntime", "optuna", "pymoo")
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores and the memory; nothing that names the host or its folders."""
+    return {"cpu": _processor(), "cores": os.cpu_count(), "memory_gb": _memory_gb(), "system": platform.system()}
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _memory_gb() -> float | None:
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages of `PACKAGES` that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            if name == "nasopt":
+                found[name] = "source tree"
+    return found
+
+
+def write(name: str, results: Mapping[str, Any], seeds: Sequence[int]) -> Path:
+    """Writes ``benchmarks/results/NAME.json``.
+
+    Args:
+        name: the record's name; the script's, without ``.py``.
+        results: at least ``title`` and ``tables`` as `benchmarks/results.py` describes; anything else is kept as it is.
+        seeds: the seeds that were run.
+
+    Raises:
+        ValueError: the title or the tables are missing, or a row does not fit its columns.
+    """
+    if "title" not in results or "tables" not in results:
+        raise ValueError(f"results of {name!r} need the keys 'title' and 'tables'.")
+    for table in results["tables"]:
+        if any(len(row) != len(table["columns"]) for row in table["rows"]):
+            raise ValueError(f"results of {name!r}: a row of {table['caption']!r} does not have {len(table['columns'])} cells.")
+    record = {**results, "name": name, "command": "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+              "seeds": list(seeds), "date": datetime.now(UTC).date().isoformat(), "load": _load(),
+              "machine": machine(), "versions": versions()}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def _load() -> float | None:
+    """Mean number of busy processes in the last minute: above the number of cores times are too long."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
