@@ -13,14 +13,15 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
 from nasopt.cost.clock import Latency, Timing, clock, torch_threads
 from nasopt.cost.count import Count, flops, params, size_mb
 from nasopt.cost.forward import capture
 from nasopt.cost.memory import Memory, measured_peak_mb, peak_mb
 from nasopt.errors import InputError
 from nasopt.testing.cost import check_cost_model
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 
 class Block(nn.Module):
@@ -79,7 +80,8 @@ def nets() -> dict[str, Callable[[], nn.Module]]:
 # counts
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 3]), st.integers(1, 2), st.booleans())
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 3]), st.integers(1, 2),
+       st.booleans())
 def test_flops_of_a_convolution_are_the_closed_form(groups: int, i: int, o: int, kernel: int, stride: int,
                                                     bias: bool) -> None:
     conv = nn.Conv2d(i * groups, o * groups, kernel, stride, kernel // 2, groups=groups, bias=bias)
@@ -164,9 +166,9 @@ def test_flops_of_the_largest_nas_bench_201_network_are_the_published_ones() -> 
     def stage(c: int) -> list[nn.Module]:
         return [Cell(c) for _ in range(5)]
 
-    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), *stage(16), Reduce(16), *stage(32),
-                        Reduce(32), *stage(64), nn.BatchNorm2d(64), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                        nn.Linear(64, 10))
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), *stage(16), Reduce(16),
+                        *stage(32), Reduce(32), *stage(64), nn.BatchNorm2d(64), nn.ReLU(),
+                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
     counted = Count()(net, torch.zeros(1, 3, 32, 32))
     assert round(counted["flops"] / 1e6, 2) == 220.12  # Dong & Yang, ICLR 2020: 220.119690 MFLOPs
     assert round(counted["params"] / 1e6, 2) == 1.53
@@ -210,13 +212,15 @@ def test_memory_of_views_constants_and_held_branches_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", nets())
-@pytest.mark.filterwarnings("ignore")
-def test_memory_agrees_with_the_allocator_within_ten_per_cent(name: str) -> None:
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_memory_agrees_with_the_allocator_within_two_per_cent(name: str) -> None:
     torch.manual_seed(0)
     net, x = nets()[name]().eval(), torch.rand(32, 3, 32, 32)
     exported = capture(net, x).module()  # frees after the last use, as the analysis assumes
-    assert peak_mb(net, x) == pytest.approx(measured_peak_mb(exported, x), rel=0.1)
-    assert peak_mb(net, x) <= measured_peak_mb(net, x) * 1.001
+    last = torch.channels_last  # a layout in which convolutions need no copy of an activation
+    measured = measured_peak_mb(exported.to(memory_format=last), x.to(memory_format=last))
+    assert peak_mb(net, x) == pytest.approx(measured, rel=0.02)
+    assert peak_mb(net, x) <= measured_peak_mb(net, x) * 1.0001
 
 
 def test_memory_is_for_the_batch_asked_for() -> None:
@@ -248,7 +252,8 @@ def test_clock_leaves_out_the_warm_up_and_gives_median_and_quartiles() -> None:
     timer = Clock([100.0] * 3 + [1.0, 2.0, 3.0, 4.0, 5.0])
     assert clock(timer.call, 3, 5, timer) == Timing(3000.0, 2000.0, 5)
     assert timer.calls == 8
-    assert not timer.timing and gc.isenabled()
+    assert not timer.timing
+    assert gc.isenabled()
 
 
 def test_clock_defaults_to_ten_warm_ups_and_fifty_runs() -> None:
@@ -287,7 +292,8 @@ def test_latency_runs_the_batch_in_evaluation_mode_with_the_threads_asked_for() 
     timer = itertools.count()
     metrics = Latency(threads=before + 1, batch=5, runs=7, timer=lambda: float(next(timer)))(Spy(), torch.rand(2, 3))
     assert metrics == {"latency_ms": 1000.0, "latency_iqr_ms": 0.0}
-    assert set(seen) == {(5, False, before + 1, True)} and len(seen) == 17
+    assert set(seen) == {(5, False, before + 1, True)}
+    assert len(seen) == 17
     assert torch.get_num_threads() == before
 
 

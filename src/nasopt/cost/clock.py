@@ -115,8 +115,8 @@ def onnx_latency(model: bytes | Path, inputs: Tensor, threads: int = 1, runs: in
 class Latency:
     """The cost model of the latency of one forward pass of a batch, in milliseconds.
 
-    ``runtime="torch"`` gives ``latency_ms`` and ``latency_iqr_ms``; ``"onnxruntime"`` exports the network first (seconds)
-    and gives ``latency_onnx_ms`` and ``latency_onnx_iqr_ms``.
+    ``runtime="torch"`` gives ``latency_ms`` and ``latency_iqr_ms``; ``"onnxruntime"`` exports the network first, which
+    takes seconds, and gives ``latency_onnx_ms`` and ``latency_onnx_iqr_ms``.
 
     Args:
         runtime: ``"torch"`` or ``"onnxruntime"``.

@@ -43,7 +43,7 @@ def flops(net: nn.Module, example: Tensor) -> int:
     return counter.total
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Counter(TorchDispatchMode):
     """Sums the cost of every operation that runs under it."""
 
     def __init__(self) -> None:

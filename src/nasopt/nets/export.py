@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -71,8 +72,10 @@ def export_torch(model: nn.Module | ExportedProgram, example: Tensor, path: Path
         InputError: the model cannot be exported, or the file cannot be written.
     """
     program = capture(model, example) if isinstance(model, nn.Module) else model
+    content = io.BytesIO()
     with quiet():
-        _write(path, lambda part: torch.export.save(program, part))
+        torch.export.save(program, content)
+    _write(path, content.getvalue())
 
 
 def export_onnx(model: nn.Module | ExportedProgram, example: Tensor, path: Path) -> None:
@@ -83,21 +86,21 @@ def export_onnx(model: nn.Module | ExportedProgram, example: Tensor, path: Path)
     from nasopt.cost.runtimes import onnx_bytes
 
     content = onnx_bytes(model, example)
-    _write(path, lambda part: part.write_bytes(content))
+    _write(path, content)
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
+def _write(path: Path, content: bytes) -> None:
     """Writes beside the path and then takes its name, so that a reader never sees half a file."""
     part = None
     try:
         handle, name = tempfile.mkstemp(path.suffix, f".{path.stem}.", path.parent)
         os.close(handle)
         part = Path(name)
-        write(part)
+        part.write_bytes(content)
         part.chmod(0o666 & ~_umask())
         os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise InputError(f"cannot write {path}: {error}. Free space there or give another folder.") from error
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error}; free space there or give another folder.") from error
     finally:
         if part is not None:
             part.unlink(missing_ok=True)

@@ -39,7 +39,7 @@ def check_cost_model(model: CostModel, monotone: bool = True) -> None:
 
 def _checked(model: CostModel, net: nn.Module, example: Tensor) -> dict[str, float]:
     """The metrics of a network in evaluation mode with one part in training mode, and with gradients."""
-    net[1].train()  # type: ignore[index, operator]
+    net[1].train()  # type: ignore[index]
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)
     before, ambient, rows = _state(net), _ambient(), example.clone()
