@@ -28,6 +28,9 @@ Answer: TypeAlias = tuple[dict[str, float], float, str | None]
 """Metrics, cost in seconds, error: a trial without its ask."""
 STARTS = 3
 """A worker that dies before it is ready is replaced this often."""
+HEARTBEAT = 0.5
+"""Seconds between looks at the workers' exit codes: a process that a dead worker forked keeps its pipe and its sentinel
+open, so that neither tells of the death."""
 _DEAD: Answer = ({}, 0.0, "")
 
 
@@ -247,7 +250,6 @@ class Processes:
     def _end(self, worker: _Worker) -> int:
         """Kills a worker and what it started; its exit code (negative: the signal that had ended it)."""
         assert worker.process.pid is not None
-        worker.process.join(0)
         code = worker.process.exitcode
         try:
             os.killpg(worker.process.pid, signal.SIGKILL)
@@ -264,22 +266,19 @@ class Processes:
         busy = [w for w in self._pool if w.ask is not None]
         news = set(wait([x for w in busy for x in (w.pipe, w.process.sentinel)], self._patience(busy)))
         for worker in busy:
-            if worker.pipe in news or worker.process.sentinel in news:
+            if worker.pipe in news or worker.process.exitcode is not None:
                 self._hear(worker)
             elif worker.ready and self.timeout is not None and time.monotonic() - worker.began > self.timeout:
                 self._close_case(worker, ({}, self.timeout, _too_long(self.timeout)))
                 self._end(worker)
 
-    def _patience(self, busy: list[_Worker]) -> float | None:
-        if self.timeout is None:
-            return None
-        ends = [w.began + self.timeout for w in busy if w.ready]
-        return max(0.0, min(ends) - time.monotonic()) + 1e-3 if ends else None
+    def _patience(self, busy: list[_Worker]) -> float:
+        ends = [w.began + self.timeout for w in busy if w.ready] if self.timeout is not None else []
+        return max(1e-3, min([HEARTBEAT, *(end - time.monotonic() for end in ends)]))
 
     def _hear(self, worker: _Worker) -> None:
         try:
-            # A death can be noticed before an answer that is still in the pipe; and the pipe of a dead worker stays
-            # open as long as a process that it forked.
+            # A death can be noticed before an answer that is still in the pipe.
             answer: Answer | None = worker.pipe.recv() if worker.pipe.poll() else _DEAD
         except (EOFError, ConnectionResetError):
             answer = _DEAD
@@ -292,7 +291,8 @@ class Processes:
 
     def _bury(self, worker: _Worker) -> None:
         """A death is the candidate's error, unless the worker had not even taken it up."""
-        worker.process.join(5.0)
+        if worker.process.exitcode is None:
+            worker.process.join(5.0)
         ask, ready, cost = worker.ask, worker.ready, time.monotonic() - worker.began
         code = self._end(worker)
         assert ask is not None
