@@ -152,7 +152,7 @@ def test_every_section_of_a_full_record_is_there(page: Page) -> None:
     text = " ".join(page.text.split())
     for words in ("The search found 8 trained networks", "under latency_ms <= 2.5 ms", "The front", "All networks",
                   "The architectures", "The search against random search", "Predicted and measured",
-                  "Can the supernet be trusted?", "How it was obtained", "Caveats", "test part was used once, at the end",
+                  "Can the supernet be trusted?", "How it was obtained", "Caveats", "test part was used once",
                   "training 4,200, validation 900, test 900", "250,000 architectures", "torch 2.13.0", "15 min 13 s",
                   "1 failed: the loss is not a number", "nasopt run digits --latency 2.5ms", "the machine was busy"):
         assert words in text, words
@@ -190,6 +190,7 @@ def test_hostile_text_stays_text() -> None:
     results = poisoned(results)
     results["objectives"], results["search"]["objectives"] = objectives, search
     results["front"][0]["metrics"][EVIL] = 1.0
+    results["front"][1]["architecture"] = {f"{EVIL}/0-1": EVIL}
     text = html.render(results)
     evil = Page(text)
     assert not any("alert(1)" in s for s in evil.scripts[1:]) and len(evil.scripts) == 3
@@ -260,7 +261,7 @@ def test_the_most_accurate_network_is_not_chosen_by_its_test_error() -> None:
 
 def test_hand_designed_networks_are_compared_in_numbers() -> None:
     resnet, mobile = claims.against_designed(example())
-    # net-2: error 7.6 %, 1.86 ms, 2.36 MB against 8.1 %, 1.93 ms, 2.9 MB; net-0 and net-1 are slower, net-3 less accurate
+    # net-2: error 7.6 %, 1.86 ms, 2.36 MB against 8.1 %, 1.93 ms, 2.9 MB; net-0, net-1 are slower, net-3 errs more
     assert "is dominated by 1 of the 8 found networks, and dominates 0 of them" in resnet
     assert "net-2 against it: test error 0.50 points lower (7.60 % [6.10, 9.40]; the intervals overlap)" in resnet
     assert "latency 4 % lower" in resnet and "peak memory 19 % lower" in resnet
@@ -332,7 +333,7 @@ def test_trust_says_what_the_interval_leaves_open() -> None:
     results = example()
     results["trust"].update(value=0.2, interval=[0.0, 0.4], fallback=True)
     out = " ".join(claims.trust(results))
-    assert "stays below the threshold of 0.5" in out and "contains" not in out and "training each architecture alone" in out
+    assert "stays below the threshold of 0.5" in out and "contains" not in out and "each architecture alone" in out
 
 
 # -------------------------------------------------------------------------------------------------------------- figures

@@ -81,7 +81,7 @@ class Series:
         barred = any(spans for _, spans, _ in self.points)
         bars = {"type": "data", "symmetric": False, "thickness": 1, "width": 3, "visible": barred}
         return go.Scatter(
-            name=escape(self.name), mode="markers", marker=dict(self.marker), x=self.values(x), y=self.values(y),
+            name=self.name, mode="markers", marker=dict(self.marker), x=self.values(x), y=self.values(y),
             error_x={**bars, "array": self.arms(x, 1), "arrayminus": self.arms(x, 0)},
             error_y={**bars, "array": self.arms(y, 1), "arrayminus": self.arms(y, 0)},
             hovertext=[text for _, _, text in self.points], hoverinfo="text",
