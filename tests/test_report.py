@@ -70,7 +70,8 @@ def found(name: str, error: float, latency: float, rng: np.random.Generator) -> 
                           "latency_ms": [latency - 0.02, latency + 0.04]},
             "predicted": {"error": error + 0.08 + float(rng.normal(0, 0.01)), "latency_ms": latency * 1.05,
                           "memory_mb": 0.5 + latency},
-            "files": {"onnx": f"models/{name}/model.onnx", "torch": f"models/{name}/model.pt"}, "training_seconds": 23.7}
+            "files": {"onnx": f"models/{name}/model.onnx", "torch": f"models/{name}/model.pt"},
+            "training_seconds": 23.7}
 
 
 def designed(name: str, error: float, latency: float, memory: float) -> dict[str, Any]:
@@ -81,8 +82,9 @@ def designed(name: str, error: float, latency: float, memory: float) -> dict[str
 
 def rise(rng: np.random.Generator, level: float) -> dict[str, list[float]]:
     seconds = np.linspace(4, 208, 60)
+    reached = level - 0.4 * np.exp(-seconds / 40) - rng.uniform(0, 0.02, 60)
     return {"seconds": seconds.tolist(), "evaluations": [float(2 * k + 2) for k in range(60)],
-            "hypervolume": np.maximum.accumulate(level - 0.4 * np.exp(-seconds / 40) - rng.uniform(0, 0.02, 60)).tolist()}
+            "hypervolume": np.maximum.accumulate(reached).tolist()}
 
 
 class Page(HTMLParser):

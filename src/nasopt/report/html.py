@@ -36,7 +36,8 @@ def render(results: Results) -> str:
         title=str(results.get("title") or "Architecture search"), search=_search(results), claims=_claims(results),
         table=_table(record.networks(results)), drawings=_drawings(results), obtained=_obtained(results),
         panels={p.name: p for p in panels}, figures=[_figure(p) for p in panels],
-        interval_note=str(results.get("interval_note") or ""), plotly=Markup(get_plotlyjs()) if panels else None, open_drawings=OPEN_DRAWINGS)
+        interval_note=str(results.get("interval_note") or ""), open_drawings=OPEN_DRAWINGS,
+        plotly=Markup(get_plotlyjs()) if panels else None)
 
 
 def write(results: Results, path: str | os.PathLike[str]) -> None:
@@ -105,7 +106,7 @@ class Value:
 
 
 def _table(nets: Sequence[Network]) -> dict[str, Any]:
-    """One column for every metric that any network has; the latency's spread is left out where its quartiles are shown."""
+    """One column for every metric that any network has, without the latency's spread where its quartiles are shown."""
     keys = record.keys_of(n.metrics for n in nets)
     if any("latency_ms" in n.intervals for n in nets):
         keys = [k for k in keys if k != "latency_iqr_ms"]
