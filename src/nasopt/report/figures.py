@@ -109,7 +109,7 @@ def _first_axes(results: Results, nets: Sequence[Network], keys: Sequence[str]) 
     objectives = [a.key for a in record.axes(results, nets)]
     ranked = [k for k in (*objectives, *keys) if k in keys]
     up = next((k for k in ("test_error", "error") if k in keys), ranked[0])
-    across = next(k for k in ranked if k not in (up, "error", "test_error") or len(keys) == 2 and k != up)
+    across = next(k for k in ranked if k not in (up, "error", "test_error") or (len(keys) == 2 and k != up))
     return keys.index(across), keys.index(up)
 
 
