@@ -1,13 +1,13 @@
-"""Choices inline in any ``nn.Module``. From the one module come its search space (`space_of`), the weight-sharing supernet
-(the module itself, steered by `activate`) and every stand-alone sub-network (`extract`).
+"""Choices inline in any ``nn.Module``. From the one module come its search space (`space_of`), the weight-sharing
+supernet (the module itself, steered by `activate`) and every stand-alone sub-network (`extract`).
 
-A choice is a module: `OneOf` and `DifferentiableOp` (operations), `Width` and `KernelSize` (shared by the elastic layers that
-take them), `Depth` (number of blocks) and `Wiring` (the operations of a `Graph`'s edges). Two layers that hold the same
-choice object make the same choice.
+A choice is a module: `OneOf` and `DifferentiableOp` (operations), `Width` and `KernelSize` (shared by the elastic
+layers that take them), `Depth` (number of blocks) and `Wiring` (the operations of a `Graph`'s edges). Two layers that
+hold the same choice object make the same choice.
 
 A choice's path in the space is its place in the module tree (attribute names, joined by ``/``). A choice inside an
-option exists only under that option; a choice that occurs under several options belongs to the innermost scope that holds
-all of its occurrences, and its name there is the whole way to its first occurrence, joined by dots.
+option exists only under that option; a choice that occurs under several options belongs to the innermost scope that
+holds all of its occurrences, and its name there is the whole way to its first occurrence, joined by dots.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MIXED = -1
 M = TypeVar("M", bound=nn.Module)
 
 
-# --------------------------------------------------------------------------------------------------------- choice modules
+# ------------------------------------------------------------------------------------------------------- choice modules
 class Choosing(nn.Module):
     """A choice. ``chosen`` holds one option index per slot (a `Wiring` has a slot per edge, all others have one)."""
 
@@ -63,8 +63,10 @@ def _labelled(what: str, options: Mapping[str, nn.Module] | Sequence[nn.Module])
     if isinstance(options, Mapping):
         named = {_legal(label): module for label, module in options.items()}
         if len(named) < len(options):
-            raise InputError(f"{what}: two of the labels {list(options)} are equal after '/', '=', '[' and ']' became '_': "
-                             "rename one.")
+            raise InputError(
+                f"{what}: two of the labels {list(options)} are equal after '/', '=', '[' and ']' became '_': "
+                "rename one."
+            )
     else:
         named = {}
         for module in options:
@@ -102,8 +104,8 @@ class OneOf(Choosing):
 
 
 class DifferentiableOp(Choosing):
-    """One of several operations, or their mixture: as long as no option is active (at first, and after `relax`) the output is
-    sum_o softmax(alpha)_o · o(x) (DARTS, Liu et al., ICLR 2019, eq. 2). All outputs must have one shape.
+    """One of several operations, or their mixture: as long as no option is active (at first, and after `relax`) the
+    output is sum_o softmax(alpha)_o · o(x) (DARTS, Liu et al., ICLR 2019, eq. 2). All outputs must have one shape.
 
     Args:
         operations: label -> module, or a list of modules (labelled by their types).
@@ -138,8 +140,10 @@ def mixture(weights: Tensor, outputs: Sequence[Tensor], labels: Sequence[str]) -
     """
     for label, output in zip(labels, outputs, strict=True):
         if output.shape != outputs[0].shape:
-            raise InputError(f"operation {label!r} returns the shape {tuple(output.shape)} but {labels[0]!r} returns "
-                             f"{tuple(outputs[0].shape)}: operations that are mixed must return one shape.")
+            raise InputError(
+                f"operation {label!r} returns the shape {tuple(output.shape)} but {labels[0]!r} returns "
+                f"{tuple(outputs[0].shape)}: operations that are mixed must return one shape."
+            )
     total = weights[0] * outputs[0]
     for weight, output in zip(weights[1:], outputs[1:], strict=True):
         total = total + weight * output
@@ -220,7 +224,9 @@ class KernelSize(Choosing):
         self.sizes = _increasing("KernelSize", options, 1)
         super().__init__([len(self.sizes) - 1])
         if any(size % 2 == 0 for size in self.sizes):
-            raise InputError(f"KernelSize: {list(self.sizes)} has an even size: kernels share their centre, so give odd ones.")
+            raise InputError(
+                f"KernelSize: {list(self.sizes)} has an even size: kernels share their centre, so give odd ones."
+            )
         self.labels = tuple(str(size) for size in self.sizes)
 
     @property
@@ -232,7 +238,8 @@ class KernelSize(Choosing):
 class Depth(Choosing):
     """The first d of several blocks, d being the choice (at first the largest).
 
-    In the space: a `Repeat` if all blocks have equal sub-spaces, otherwise a `Choice` of d with the blocks' choices below it.
+    In the space: a `Repeat` if all blocks have equal sub-spaces, otherwise a `Choice` of d with the blocks' choices
+    below it.
 
     Args:
         blocks: modules, each fed with the one before.
@@ -247,7 +254,9 @@ class Depth(Choosing):
         self.sizes = _increasing("Depth", options, 0)
         super().__init__([len(self.sizes) - 1])
         if self.sizes[-1] != len(blocks):
-            raise InputError(f"Depth: the largest of the options {list(self.sizes)} must be the number of blocks, {len(blocks)}.")
+            raise InputError(
+                f"Depth: the largest of the options {list(self.sizes)} must be the number of blocks, {len(blocks)}."
+            )
         self.blocks = nn.ModuleList(blocks)
         self.labels = tuple(str(size) for size in self.sizes)
         self.shared = shared
@@ -264,7 +273,7 @@ class Depth(Choosing):
         return x
 
 
-# ------------------------------------------------------------------------------------------------------------------ sizes
+# ---------------------------------------------------------------------------------------------------------------- sizes
 class Elastic(Protocol):
     """A size that depends on choices: `Width`, `Multiple` or `Upstream`."""
 
@@ -279,8 +288,8 @@ class Elastic(Protocol):
 
 
 class Upstream:
-    """The width at which a layer's input arrives. It refers to a choice without giving it a second place in the space, so that
-    the choice stays inside the block that makes it.
+    """The width at which a layer's input arrives. It refers to a choice without giving it a second place in the space,
+    so that the choice stays inside the block that makes it.
 
     Args:
         widths: the width before, or, with a ``depth``, the width after 0, 1, 2, ... of its blocks.
@@ -293,8 +302,9 @@ class Upstream:
     def __init__(self, widths: Sequence[int | Elastic], depth: Depth | None = None) -> None:
         blocks = 0 if depth is None else len(depth.blocks)
         if len(widths) != blocks + 1:
-            raise InputError(f"Upstream: got {len(widths)} widths for {blocks} blocks: give one before the first and one "
-                             "after each.")
+            raise InputError(
+                f"Upstream: got {len(widths)} widths for {blocks} blocks: give one before the first and one after each."
+            )
         self.widths = tuple(widths)
         self.depth = depth
 
@@ -327,7 +337,7 @@ def size_now(size: Size) -> int:
     return size if isinstance(size, int) else size.value
 
 
-# --------------------------------------------------------------------------------------------------------- elastic layers
+# ------------------------------------------------------------------------------------------------------- elastic layers
 class ElasticLayer(nn.Module):
     """A layer whose weights are slices of its largest weights. ``plain`` is the layer without choices."""
 
@@ -350,7 +360,7 @@ def _fill(layer: M, source: nn.Module, **tensors: Tensor | None) -> M:
 
 
 class Conv2d(ElasticLayer):
-    """`torch.nn.Conv2d` with elastic channels and kernel; the weight is the leading slice (and centre) of the largest one.
+    """`torch.nn.Conv2d` with elastic channels and kernel; the weight is the leading slice (and centre) of the largest.
 
     Args:
         in_channels, out_channels: ints or widths.
@@ -362,8 +372,17 @@ class Conv2d(ElasticLayer):
         InputError: channels that the groups do not divide, or a padding beside a `KernelSize`.
     """
 
-    def __init__(self, in_channels: Size, out_channels: Size, kernel_size: int | KernelSize, stride: int = 1, padding: int = 0,
-                 dilation: int = 1, groups: Size = 1, bias: bool = True) -> None:
+    def __init__(
+        self,
+        in_channels: Size,
+        out_channels: Size,
+        kernel_size: int | KernelSize,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: Size = 1,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel = kernel_size
@@ -373,8 +392,16 @@ class Conv2d(ElasticLayer):
             kernel_size = kernel_size.sizes[-1]
             padding = dilation * (kernel_size // 2)
         _check_groups(in_channels, out_channels, groups)
-        self.largest = nn.Conv2d(largest_size(in_channels), largest_size(out_channels), kernel_size, stride, padding, dilation,
-                                 largest_size(groups), bias)
+        self.largest = nn.Conv2d(
+            largest_size(in_channels),
+            largest_size(out_channels),
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            largest_size(groups),
+            bias,
+        )
 
     def now(self) -> tuple[int, int, int, int]:
         """The active input channels, output channels, kernel size and groups."""
@@ -386,10 +413,10 @@ class Conv2d(ElasticLayer):
         fan_in, out, kernel, groups = self.now()
         weight, bias = self.largest.weight, self.largest.bias
         if (out, fan_in // groups) != weight.shape[:2]:
-            weight = weight[:out, :fan_in // groups]
+            weight = weight[:out, : fan_in // groups]
         if kernel != weight.shape[-1]:
             edge = (weight.shape[-1] - kernel) // 2
-            weight = weight[:, :, edge:edge + kernel, edge:edge + kernel]
+            weight = weight[:, :, edge : edge + kernel, edge : edge + kernel]
         return weight, bias if bias is None or len(bias) == out else bias[:out]
 
     def padding(self, kernel: int) -> int:
@@ -409,7 +436,16 @@ class Conv2d(ElasticLayer):
         weight, bias = self.sliced()
         here = self.largest
         with torch.device("meta"):
-            layer = nn.Conv2d(fan_in, out, kernel, here.stride, self.padding(kernel), here.dilation, groups, bias is not None)
+            layer = nn.Conv2d(
+                fan_in,
+                out,
+                kernel,
+                (here.stride[0], here.stride[1]),
+                self.padding(kernel),
+                (here.dilation[0], here.dilation[1]),
+                groups,
+                bias is not None,
+            )
         return _fill(layer, self, weight=weight, bias=bias)
 
 
@@ -419,7 +455,9 @@ def _check_groups(in_channels: Size, out_channels: Size, groups: Size) -> None:
     for size in (in_channels, out_channels):
         options = [size] if isinstance(size, int) else size.sizes
         if any(option % groups for option in options):
-            raise InputError(f"Conv2d: {groups} groups do not divide all of the channels {options}: choose divisible ones.")
+            raise InputError(
+                f"Conv2d: {groups} groups do not divide all of the channels {options}: choose divisible ones."
+            )
 
 
 class Linear(ElasticLayer):
@@ -451,8 +489,8 @@ class Linear(ElasticLayer):
 
 
 class BatchNorm2d(ElasticLayer):
-    """`torch.nn.BatchNorm2d` with elastic channels. All widths share the leading statistics, so that after training they fit
-    no single width: recompute them for an extracted network."""
+    """`torch.nn.BatchNorm2d` with elastic channels. All widths share the leading statistics, so that after training they
+    fit no single width: recompute them for an extracted network."""
 
     def __init__(self, num_features: Size, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
         super().__init__()
@@ -478,8 +516,15 @@ class BatchNorm2d(ElasticLayer):
         with torch.device("meta"):
             layer = nn.BatchNorm2d(size, here.eps, here.momentum, here.affine)
         weight, bias = (here.weight[:size], here.bias[:size]) if here.affine else (None, None)
-        return _fill(layer, self, weight=weight, bias=bias, running_mean=here.running_mean[:size],
-                     running_var=here.running_var[:size], num_batches_tracked=here.num_batches_tracked)
+        return _fill(
+            layer,
+            self,
+            weight=weight,
+            bias=bias,
+            running_mean=here.running_mean[:size],
+            running_var=here.running_var[:size],
+            num_batches_tracked=here.num_batches_tracked,
+        )
 
 
 class LayerNorm(ElasticLayer):
@@ -503,7 +548,7 @@ class LayerNorm(ElasticLayer):
         return _fill(layer, self, weight=here.weight[:size], bias=here.bias[:size])
 
 
-# ----------------------------------------------------------------------------------------------------------------- graphs
+# --------------------------------------------------------------------------------------------------------------- graphs
 Terms: TypeAlias = tuple[tuple[int, tuple[tuple[int, int, int], ...]], ...]
 """(target, ((source, edge, operation), ...)) for every node that is computed, in order."""
 
@@ -519,8 +564,16 @@ class Wiring(Choosing):
         alpha: None, or shape (edges, operations), zero at first.
     """
 
-    def __init__(self, nodes: int, operations: Sequence[str], *, none: str | None = None, skip: str | None = None,
-                 rule: Rule = "algebra", differentiable: bool = False) -> None:
+    def __init__(
+        self,
+        nodes: int,
+        operations: Sequence[str],
+        *,
+        none: str | None = None,
+        skip: str | None = None,
+        rule: Rule = "algebra",
+        differentiable: bool = False,
+    ) -> None:
         self.cell = Cell("cell", nodes, operations, none=none, skip=skip, rule=rule)
         edges = len(self.cell.edges)
         super().__init__([MIXED if differentiable else 0] * edges)
@@ -548,12 +601,12 @@ def live_terms(cell: Cell, chosen: tuple[int, ...]) -> Terms:
 
 
 class Graph(nn.Module):
-    """A cell: node 0 is the input and node j the sum over i < j of op_ij(activation(node i)); the skip operation passes node i on
-    without the activation, so that a node is exactly the sum of its terms. The last node is the output.
+    """A cell: node 0 is the input and node j the sum over i < j of op_ij(activation(node i)); the skip operation passes
+    node i on without the activation, so that a node is exactly the sum of its terms. The last node is the output.
 
-    Under the rule ``algebra`` nothing is computed for a removed edge, nor for an operation on nothing or one that does not
-    reach the output; an output of nothing is zero. Under ``nasbench201`` every edge is computed, zeros too, as published.
-    All operations must keep the shape.
+    Under the rule ``algebra`` nothing is computed for a removed edge, nor for an operation on nothing or one that does
+    not reach the output; an output of nothing is zero. Under ``nasbench201`` every edge is computed, zeros too, as
+    published. All operations must keep the shape.
 
     Args:
         wiring: the choice of the edges' operations; one object may serve several graphs.
@@ -564,12 +617,15 @@ class Graph(nn.Module):
         InputError: the operations are not those of the wiring.
     """
 
-    def __init__(self, wiring: Wiring, operations: Mapping[str, Callable[[], nn.Module]],
-                 activation: nn.Module | None = None) -> None:
+    def __init__(
+        self, wiring: Wiring, operations: Mapping[str, Callable[[], nn.Module]], activation: nn.Module | None = None
+    ) -> None:
         super().__init__()
         cell = wiring.cell
         if set(operations) != set(cell.operations):
-            raise InputError(f"Graph: the operations {sorted(operations)} are not the wiring's {sorted(cell.operations)}.")
+            raise InputError(
+                f"Graph: the operations {sorted(operations)} are not the wiring's {sorted(cell.operations)}."
+            )
         self.wiring = wiring
         self.activation = activation
         self.free = {cell.none, cell.skip} if cell.rule == "algebra" else set()
@@ -587,22 +643,23 @@ class Graph(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels, h, w) -> the same shape."""
-        def edge(k: int, option: int, raw: Tensor, active: Callable[[], Tensor]) -> Tensor:
+
+        def edge(k: int, option: int, node: Node) -> Tensor:
             if option == MIXED:
-                return self._mixture(k, raw, active())
+                return self._mixture(k, node)
             operation = self.operation(k, option)
-            return raw if operation is None else operation(active())  # type: ignore[no-any-return]
+            return node.raw if operation is None else operation(node.active())
 
         return run_graph(x, self.wiring.terms(), self.wiring.cell.nodes - 1, edge, self.activation)
 
-    def _mixture(self, edge: int, raw: Tensor, active: Tensor) -> Tensor:
+    def _mixture(self, edge: int, node: Node) -> Tensor:
         assert self.wiring.alpha is not None
         cell, weights = self.wiring.cell, torch.softmax(self.wiring.alpha[edge], 0)
         terms = []
         for option, label in enumerate(cell.operations):
             operation = self.operation(edge, option)
             if operation is not None or label == cell.skip:
-                terms.append((option, label, raw if operation is None else operation(active)))
+                terms.append((option, label, node.raw if operation is None else operation(node.active())))
         options, labels, outputs = zip(*terms, strict=True)
         return mixture(weights[list(options)], outputs, labels)
 
@@ -616,7 +673,7 @@ class Graph(nn.Module):
 
 
 class PlainGraph(nn.Module):
-    """A `Graph` without choices: the live edges of one architecture (``edges`` by number; a term without one is a skip)."""
+    """A `Graph` without choices: the live edges of one architecture (by number; a term without an edge is a skip)."""
 
     def __init__(self, terms: Terms, last: int, edges: Mapping[str, nn.Module], activation: nn.Module | None) -> None:
         super().__init__()
@@ -627,32 +684,41 @@ class PlainGraph(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels, h, w) -> the same shape."""
-        def edge(k: int, option: int, raw: Tensor, active: Callable[[], Tensor]) -> Tensor:
-            return self.edges[str(k)](active()) if str(k) in self.edges else raw
+
+        def edge(k: int, option: int, node: Node) -> Tensor:
+            return self.edges[str(k)](node.active()) if str(k) in self.edges else node.raw
 
         return run_graph(x, self.terms, self.last, edge, self.activation)
 
 
-def run_graph(x: Tensor, terms: Terms, last: int, edge: Callable[[int, int, Tensor, Callable[[], Tensor]], Tensor],
-              activation: nn.Module | None) -> Tensor:
-    """The value of node ``last``: node j = sum of ``edge(edge, operation, node i, its activated value)``."""
-    values, activated = {0: x}, dict[int, Tensor]()
+class Node:
+    """A node's value, and the same after the activation (computed once, when first asked for)."""
 
-    def active(i: int) -> Tensor:
-        if activation is None:
-            return values[i]
-        if i not in activated:
-            activated[i] = activation(values[i])
-        return activated[i]
+    def __init__(self, raw: Tensor, activation: nn.Module | None) -> None:
+        self.raw = raw
+        self.activation = activation
+        self.activated: Tensor | None = None
 
+    def active(self) -> Tensor:
+        """The activated value."""
+        if self.activated is None:
+            self.activated = self.raw if self.activation is None else self.activation(self.raw)
+        return self.activated
+
+
+def run_graph(
+    x: Tensor, terms: Terms, last: int, edge: Callable[[int, int, Node], Tensor], activation: nn.Module | None
+) -> Tensor:
+    """The value of node ``last``: node j = sum of ``edge(edge, operation, node i)``; zeros if nothing reaches it."""
+    nodes = {0: Node(x, activation)}
     for j, sources in terms:
         total: Tensor | None = None
         for i, k, option in sources:
-            term = edge(k, option, values[i], lambda i=i: active(i))
+            term = edge(k, option, nodes[i])
             total = term if total is None else total + term
         assert total is not None
-        values[j] = total
-    return values[last] if last in values else torch.zeros_like(x)
+        nodes[j] = Node(total, activation)
+    return nodes[last].raw if last in nodes else torch.zeros_like(x)
 
 
 # ------------------------------------------------------------------------------------------------- from module to space
@@ -728,7 +794,9 @@ class _Survey:
         """The spaces of a scope's choices; ``bound`` gains their paths, which start with ``prefix``."""
         return self._nest(self.members.get(scope, []), scope, prefix, bound)
 
-    def _nest(self, members: list[tuple[tuple[str, ...], Choosing]], scope: Scope, prefix: str, bound: Bindings) -> list[Space]:
+    def _nest(
+        self, members: list[tuple[tuple[str, ...], Choosing]], scope: Scope, prefix: str, bound: Bindings
+    ) -> list[Space]:
         groups: dict[tuple[str, bool], list[tuple[tuple[str, ...], Choosing]]] = {}
         for way, choice in members:
             groups.setdefault((way[0], len(way) == 1), []).append((way[1:], choice))
@@ -751,15 +819,19 @@ class _Survey:
             return self._depth(choice, name, scope, path, bound)
         assert isinstance(choice, (OneOf, DifferentiableOp, Width, KernelSize))
         inner = [self.parts((*scope, (choice, i)), f"{path}={label}/", bound) for i, label in enumerate(choice.labels)]
-        return Choice(name, {label: Product("", parts) if parts else None
-                             for label, parts in zip(choice.labels, inner, strict=True)})
+        return Choice(
+            name,
+            {label: Product("", parts) if parts else None for label, parts in zip(choice.labels, inner, strict=True)},
+        )
 
     def _depth(self, depth: Depth, name: str, scope: Scope, path: str, bound: Bindings) -> Space:
         scopes = [(*scope, (depth, i)) for i in range(len(depth.blocks))]
         blocks = [Product("", self.parts(s, "", {})) for s in scopes]
         equal = all(block == blocks[0] for block in blocks)
         if depth.shared and not equal:
-            raise InputError(f"Depth {path!r}: shared blocks must offer the same choices: make them alike or drop shared=True.")
+            raise InputError(
+                f"Depth {path!r}: shared blocks must offer the same choices: make them alike or drop shared=True."
+            )
         if not any(block.parts for block in blocks):
             return Choice(name, depth.labels)
         if equal:
@@ -768,9 +840,15 @@ class _Survey:
             if len(depth.sizes) == 1:
                 del bound[path]
             return Repeat(name, blocks[0], depth.sizes, depth.shared)
-        return Choice(name, {label: Product("", [Product(str(i), self.parts(scopes[i], f"{path}={label}/{i}/", bound))
-                                                 for i in range(size)])
-                             for label, size in zip(depth.labels, depth.sizes, strict=True)})
+        return Choice(
+            name,
+            {
+                label: Product(
+                    "", [Product(str(i), self.parts(scopes[i], f"{path}={label}/{i}/", bound)) for i in range(size)]
+                )
+                for label, size in zip(depth.labels, depth.sizes, strict=True)
+            },
+        )
 
 
 def _inside(choice: Choosing) -> Sequence[nn.Module]:
@@ -795,13 +873,19 @@ def _plan(module: nn.Module) -> Plan:
         survey, bound = _Survey(module), Bindings()
         parts = survey.parts((), "", bound)
         if not parts:
-            raise InputError(f"{type(module).__name__} has no choices: put a OneOf, Depth, Width or Graph (nasopt.nets.choices) "
-                             "where alternatives should be searched.")
+            raise InputError(
+                f"{type(module).__name__} has no choices: put a OneOf, Depth, Width or Graph (nasopt.nets.choices) "
+                "where alternatives should be searched."
+            )
         try:
             columns = layout(Product("", parts))
         except ValueError as problem:
-            raise InputError(f"{type(module).__name__}: two choices get one name ({problem}): rename an attribute.") from None
-        plan = Plan(Product("", parts), columns, tuple(tuple(bound[g.path]) for g in columns.genes), tuple(survey.found))
+            raise InputError(
+                f"{type(module).__name__}: two choices get one name ({problem}): rename an attribute."
+            ) from None
+        plan = Plan(
+            Product("", parts), columns, tuple(tuple(bound[g.path]) for g in columns.genes), tuple(survey.found)
+        )
         module.__dict__[PLAN] = plan
     return plan
 
@@ -853,12 +937,13 @@ def architecture_parameters(module: nn.Module) -> list[nn.Parameter]:
     return [c.alpha for c in _plan(module).choices if isinstance(c, (DifferentiableOp, Wiring)) and c.alpha is not None]
 
 
-# ------------------------------------------------------------------------------------------------------------- extraction
+# ----------------------------------------------------------------------------------------------------------- extraction
 def extract(module: M, arch: Arch) -> M:
-    """The stand-alone network of one architecture, with copies of the active weights and statistics; ``module`` is unchanged.
+    """The stand-alone network of one architecture, with copies of the active weights and statistics; ``module`` is
+    unchanged.
 
-    `OneOf` becomes its option, `Depth` an `nn.Sequential`, a `Graph` its live edges, an elastic layer the PyTorch layer, and a
-    `Width`, `KernelSize` or `Wiring` kept as an attribute becomes None.
+    `OneOf` becomes its option, `Depth` an `nn.Sequential`, a `Graph` its live edges, an elastic layer the PyTorch layer,
+    and a `Width`, `KernelSize` or `Wiring` kept as an attribute becomes None.
 
     Raises:
         InputError: ``arch`` is not an architecture of ``space_of(module)``.
@@ -878,7 +963,7 @@ def extract(module: M, arch: Arch) -> M:
 
 
 def _copied(module: M, memo: dict[int, object]) -> M:
-    """A deep copy in which every choice is resolved: what replaces one is put where deepcopy looks for finished copies."""
+    """A deep copy in which every choice is resolved: its replacement is put where deepcopy looks for finished copies."""
     for inner in _outermost(module):
         if id(inner) not in memo:
             memo[id(inner)] = _resolved(inner, memo)
@@ -905,15 +990,15 @@ def _resolved(module: nn.Module, memo: dict[int, object]) -> nn.Module | None:
     return module.plain() if isinstance(module, ElasticLayer) else None
 
 
-# ------------------------------------------------------------------------------------------------------------ the extremes
+# --------------------------------------------------------------------------------------------------------- the extremes
 def largest(module: nn.Module) -> dict[str, int]:
-    """The architecture with the widest, deepest options and the operations of most parameters (for the sandwich rule)."""
+    """The architecture with the widest, deepest options and the operations of most parameters (the sandwich rule)."""
     return _extreme(module, 1)
 
 
 def smallest(module: nn.Module) -> dict[str, int]:
-    """The architecture with the narrowest, shallowest options and the operations of fewest parameters. A cell with a removing
-    operation keeps the one edge from its input to its output, with the cheapest other operation."""
+    """The architecture with the narrowest, shallowest options and the operations of fewest parameters. A cell with a
+    removing operation keeps the one edge from its input to its output, as a skip if there is one."""
     return _extreme(module, -1)
 
 

@@ -1,5 +1,5 @@
-"""Operations for cells: they keep the spatial size, take ints or elastic widths and, where they have weights, end in a batch
-normalisation without an activation (the cell applies one activation per node).
+"""Operations for cells: they keep the spatial size, take ints or elastic widths and, where they have weights, end in a
+batch normalisation without an activation (the cell applies one activation per node).
 
 With ints all of them consist of plain PyTorch layers; with a `nasopt.nets.choices.Width` of elastic ones.
 """
@@ -62,9 +62,16 @@ def dilated(size: Size, kernel: int) -> nn.Sequential:
 
 def bottleneck(fan_in: Size, out: Size, hidden: Size, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     """Inverted bottleneck: expand, depthwise, project (Sandler et al., MobileNetV2, CVPR 2018, tab. 1)."""
-    return nn.Sequential(conv(fan_in, hidden, 1), norm(hidden), nn.ReLU(),
-                         conv(hidden, hidden, kernel, stride=stride, groups=hidden), norm(hidden), nn.ReLU(),
-                         conv(hidden, out, 1), norm(out))
+    return nn.Sequential(
+        conv(fan_in, hidden, 1),
+        norm(hidden),
+        nn.ReLU(),
+        conv(hidden, hidden, kernel, stride=stride, groups=hidden),
+        norm(hidden),
+        nn.ReLU(),
+        conv(hidden, out, 1),
+        norm(out),
+    )
 
 
 def _expanded(size: Size) -> Size:

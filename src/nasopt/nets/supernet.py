@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from nasopt import seed as seeds
 from nasopt.nets import choices
-from nasopt.nets.train import Augment, Fitted, Images, Recipe, autocast, batches, optimiser, triangle
+from nasopt.nets.train import Augment, Fitted, Images, Recipe, autocast, batches, optimisers, set_rates, triangle
 from nasopt.space import Arch, Layout, Space, layout
 
 
@@ -46,13 +46,12 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, steps: i
         FloatingPointError: the loss of a step is not finite.
     """
     started, space = time.perf_counter(), choices.space_of(net)
-    opt = optimiser(net, recipe)
+    opts = optimisers(net, recipe)
     net.train().to(memory_format=torch.channels_last)
     tail: list[float] = []
-    for step, (x, y) in zip(range(steps), batches(data, recipe.batch, augment, seed, 0), strict=False):
-        for group in opt.param_groups:
-            group["lr"] = recipe.lr * triangle(step, steps, recipe.warmup)
-        opt.zero_grad(set_to_none=True)
+    for step, (x, y) in zip(range(steps), batches(data, recipe.batch_for(data), augment, seed, 0), strict=False):
+        set_rates(opts, triangle(step, steps, recipe.warmup))
+        net.zero_grad(set_to_none=True)
         total = 0.0
         archs = sandwich(space, random, seed, step)
         for arch in archs:
@@ -65,7 +64,8 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, steps: i
         if not math.isfinite(total):
             raise FloatingPointError(f"the supernet's loss became {total} at step {step + 1} of {steps}.")
         nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
-        opt.step()
+        for opt in opts:
+            opt.step()
         tail = [*tail[-max(1, steps // 10) + 1:], total]
         if watch is not None:
             watch(step + 1, steps)

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
@@ -30,14 +31,12 @@ from nasopt.nets import choices, supernet, train
 from nasopt.pipeline import final
 from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.progress import Display, Watch
-from nasopt.pipeline.setup import Config, Sampled, Setup, survey
-from nasopt.protocols import Estimator, Storage, Strategy
+from nasopt.pipeline.setup import STRATEGIES, Config, Sampled, Setup, survey
+from nasopt.protocols import Estimator, Storage
 from nasopt.run.executors import Serial
 from nasopt.run.search import INTERRUPTED, Budget, Progress, search
 from nasopt.space import Arch
-from nasopt.strategies.evolution import NSGA2
-from nasopt.strategies.random import RandomSearch
-from nasopt.trial import Ask, Problem, Study, Trial
+from nasopt.trial import Ask, Study, Trial
 
 SHARES: Mapping[str, float] = {"supernet": 0.22, "trust": 0.10, "search": 0.08, "random search": 0.08}
 """Share of the time budget of every phase before the final trainings, which take the rest."""
@@ -46,12 +45,6 @@ PHASES = (*SHARES, "final training")
 
 WITNESSES = 8
 """Architectures that are trained alone to see whether shared weights rank them the same way."""
-
-STRATEGIES: Mapping[str, Callable[[Problem, int, Sequence[Arch]], Strategy]] = {
-    "nsga2": lambda problem, seed, initial: NSGA2(problem, seed, population=32, initial=initial),
-    "random": lambda problem, seed, initial: RandomSearch(problem, seed),
-}
-
 
 @dataclass(frozen=True, eq=False)
 class Phases:
@@ -104,7 +97,7 @@ class Phases:
 
     def _train_supernet(self) -> dict[str, Any]:
         setup = self.setup
-        recipe = train.Recipe(batch=min(128, max(16, len(setup.training) // 8)), lr=0.1)
+        recipe = train.Recipe(batch=128, kernel_lr=None, lr=0.1, momentum=0.9, warmup=0.2)
         probe = supernet.fit(copy.deepcopy(setup.net), setup.training, recipe, setup.augment, 3, setup.config.seed)
         steps = max(10, int(self.seconds("supernet") / (probe.seconds / probe.steps)))
         net = copy.deepcopy(setup.net)
@@ -139,7 +132,7 @@ class Phases:
         """A recipe so short that the witnesses fit into their share of the time."""
         def plan() -> dict[str, float]:
             per_epoch = sum(self.epoch_seconds(a) for a in self.witnesses())
-            return {"epochs": min(MAX_EPOCHS / 4, max(0.2, self.seconds("trust") / per_epoch))}
+            return {"epochs": min(final.MAX_EPOCHS / 4, max(0.2, self.seconds("trust") / per_epoch))}
 
         return train.Recipe(epochs=self.remember("low fidelity", plan)["epochs"])
 

@@ -20,13 +20,21 @@ from nasopt.errors import InputError, unknown
 from nasopt.nets import choices
 from nasopt.nets.supernet import sandwich
 from nasopt.nets.train import Augment, Images
-from nasopt.protocols import CostModel
+from nasopt.protocols import CostModel, Strategy
+from nasopt.strategies.evolution import NSGA2
+from nasopt.strategies.random import RandomSearch
 from nasopt.tasks.data import Dataset, Split, normalisation, split
 from nasopt.space import Arch
 from nasopt.trial import Constraint, Metrics, Objective, Problem
 
 VALIDATION = 2000
 """Images of the validation part that a candidate is judged on, at most."""
+
+
+STRATEGIES: Mapping[str, Callable[[Problem, int, Sequence[Arch]], Strategy]] = {
+    "nsga2": lambda problem, seed, initial: NSGA2(problem, seed, population=32, initial=initial),
+    "random": lambda problem, seed, initial: RandomSearch(problem, seed),
+}
 
 
 @dataclass(frozen=True)
@@ -108,8 +116,6 @@ def check_config(config: Config) -> None:
     Raises:
         InputError: a budget that is not positive, an unknown space or strategy, or an objective that cannot be searched for.
     """
-    from nasopt.pipeline.phases import STRATEGIES
-
     if not config.seconds > 0:
         raise InputError(f"the budget must be positive, got {config.seconds:g} s: give e.g. --budget 5m.")
     if config.trials is not None and config.trials < 1:
