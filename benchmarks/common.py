@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("nasopt", "numpy", "scipy", "torch", "moocore", "scikit-learn", "onnxruntime", "optuna", "pymoo")
 
@@ -64,14 +66,30 @@ def write(name: str, results: Mapping[str, Any], seeds: Sequence[int]) -> Path:
         raise ValueError(f"results of {name!r} need the keys 'title' and 'tables'.")
     for table in results["tables"]:
         if any(len(row) != len(table["columns"]) for row in table["rows"]):
-            raise ValueError(f"results of {name!r}: a row of {table['caption']!r} does not have {len(table['columns'])} cells.")
-    record = {**results, "name": name, "command": "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-              "seeds": list(seeds), "date": datetime.now(UTC).date().isoformat(), "load": _load(),
-              "machine": machine(), "versions": versions()}
+            raise ValueError(
+                f"results of {name!r}: a row of {table['caption']!r} does not have {len(table['columns'])} cells."
+            )
+    record = {
+        **results,
+        "name": name,
+        "command": "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "seeds": list(seeds),
+        "date": datetime.now(UTC).date().isoformat(),
+        "load": _load(),
+        "machine": machine(),
+        "versions": versions(),
+    }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps(record, indent=1, allow_nan=False, default=_plain) + "\n")
     return path
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: numpy's scalars and arrays."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"results hold a {type(value).__name__}, which JSON does not know: make it a number or a string.")
 
 
 def _load() -> float | None:

@@ -55,8 +55,11 @@ def provenance(record: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     memory = f", {box['memory_gb']:g} GB" if box["memory_gb"] else ""
     load = "" if record["load"] is None else f", load {record['load']:g}"
-    return (f"<sub>`{record['command']}`, {record['date']}, seeds {seeds(record['seeds'])}; {box['cpu']}, {box['cores']} cores"
-            f"{memory}{load}; {packages}.</sub>")
+    return (
+        f"<sub>`{record['command']}`, {record['date']}, seeds {seeds(record['seeds'])}; "
+        f"{box['cpu']}, {box['cores']} cores"
+        f"{memory}{load}; {packages}.</sub>"
+    )
 
 
 def section(record: dict[str, Any]) -> list[str]:
@@ -71,8 +74,13 @@ def section(record: dict[str, Any]) -> list[str]:
 
 def page(records: Sequence[dict[str, Any]]) -> str:
     """The whole page."""
-    lines = ["# Results", "", "Every table is written by a script from a record in `benchmarks/results/`; none by hand. "
-             "Run the command below a table to measure it anew, then `python benchmarks/results.py`.", ""]
+    lines = [
+        "# Results",
+        "",
+        "Every table is written by a script from a record in `benchmarks/results/`; none by hand. "
+        "Run the command below a table to measure it anew, then `python benchmarks/results.py`.",
+        "",
+    ]
     for record in sorted(records, key=lambda r: (r.get("order", 100), r["name"])):
         lines += section(record)
     return "\n".join(lines).rstrip() + "\n"

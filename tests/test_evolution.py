@@ -50,9 +50,16 @@ def generations_to_the_front(s: Synthetic, strategy: Evolution, limit: int) -> i
     return None
 
 
-# ------------------------------------------------------------------------------------------------------------- run times
-@pytest.mark.parametrize(("make", "n", "scale", "limit"), [
-    (one_min_max, 8, 8 * np.log(8), 2.0), (one_min_max, 14, 14 * np.log(14), 2.0), (lotz, 8, 64, 0.6), (lotz, 14, 196, 0.6)])
+# ------------------------------------------------------------------------------------------------------- run times
+@pytest.mark.parametrize(
+    ("make", "n", "scale", "limit"),
+    [
+        (one_min_max, 8, 8 * np.log(8), 2.0),
+        (one_min_max, 14, 14 * np.log(14), 2.0),
+        (lotz, 8, 64, 0.6),
+        (lotz, 14, 196, 0.6),
+    ],
+)
 def test_run_time(make: Callable[[int], Synthetic], n: int, scale: float, limit: float) -> None:
     """O(N n log n) on OneMinMax and O(N n^2) on LOTZ for N >= 4(n+1) (Zheng, Liu & Doerr, AAAI 2022): 20 seeds."""
     s = make(n)
@@ -77,7 +84,7 @@ def test_without_balanced_ties_it_is_missed() -> None:
     assert s.found(strategy.pool.values) < 0.9 * len(s.front)
 
 
-# ----------------------------------------------------------------------------------------------------------------- parts
+# ----------------------------------------------------------------------------------------------------------- parts
 def test_survival_by_hand() -> None:
     """Ranks 0: rows 0-3 (of which 1 and 2 lie inside), rank 1: row 4, infeasible: row 5, failed: row 6."""
     some = pool([[0, 10], [2, 6], [3, 5], [10, 0], [20, 20], [-1, -1], [-9, -9]], [0, 0, 0, 0, 0, 0.5, np.inf])
@@ -110,7 +117,9 @@ def test_plain_survival_is_not_even() -> None:
     some = pool(points)
     even = [len({tuple(v) for v in some.values[balanced(some, 20, np.random.default_rng(s))]}) for s in range(20)]
     odd = [max(Counter(some.values[plain(some, 30, np.random.default_rng(s)), 0].tolist()).values()) for s in range(20)]
-    flat = [max(Counter(some.values[balanced(some, 30, np.random.default_rng(s)), 0].tolist()).values()) for s in range(20)]
+    flat = [
+        max(Counter(some.values[balanced(some, 30, np.random.default_rng(s)), 0].tolist()).values()) for s in range(20)
+    ]
     assert min(even) == 10 and max(flat) == 3 < np.mean(odd)
 
 
@@ -132,14 +141,14 @@ def test_variation() -> None:
     rng = np.random.default_rng(0)
     assert ((CrossoverMutation(0.0)(lay, a, b, rng) != 0).sum(axis=1)).mean() < 1.5
     both = CrossoverMutation(1.0)(lay, a, b, rng)
-    changed = (1 + (1 - 1 / 20) ** 20) / 20  # the share of columns that the mutation changes, to 3 in a third of the cases
+    changed = (1 + (1 - 1 / 20) ** 20) / 20  # share of columns mutated, to 3 in a third of the cases
     assert abs((both == 3).mean() - ((1 - changed) / 2 + changed / 2 / 3)) < 0.01
     half = (CrossoverMutation(0.5)(lay, a, b, rng) == 3).sum(axis=1)
     assert abs((half > 3).mean() - 0.5) < 0.03
     assert (CrossoverMutation(0.0, rate=1.0)(lay, a, b, rng) != 0).all()
 
 
-# -------------------------------------------------------------------------------------------------------------- strategy
+# -------------------------------------------------------------------------------------------------------- strategy
 def tell_all(strategy: Evolution, asks: list[Ask], metrics: Callable[[Ask], dict[str, float]], **extra: Any) -> None:
     strategy.tell([Trial(a, metrics(a), 0.0, **extra) for a in asks])
 
@@ -212,8 +221,14 @@ def test_constraints_and_failures_rank_behind() -> None:
     problem = replace(BITS, constraints=(Constraint("mb", 2.0),))
     strategy = NSGA2(problem, 0, population=4)
     a, b, c, d = strategy.ask(4, 0)
-    strategy.tell([Trial(a, {"mb": 3.0}, 0.0), Trial(b, {"mb": 9.0}, 0.0), Trial(c, {"a": 5.0, "b": 5.0, "mb": 1.0}, 0.0),
-                   Trial(d, {"a": 0.0, "b": 0.0, "mb": 1.0}, 0.0, "timeout")])
+    strategy.tell(
+        [
+            Trial(a, {"mb": 3.0}, 0.0),
+            Trial(b, {"mb": 9.0}, 0.0),
+            Trial(c, {"a": 5.0, "b": 5.0, "mb": 1.0}, 0.0),
+            Trial(d, {"a": 0.0, "b": 0.0, "mb": 1.0}, 0.0, "timeout"),
+        ]
+    )
     assert dict(zip(strategy.pool.age.tolist(), strategy.pool.violation.tolist(), strict=True)) == {
         0: 0.5, 1: 3.5, 2: 0.0, 3: np.inf}
     assert strategy.pool.rank[np.argsort(strategy.pool.age)].tolist() == [1, 2, 0, 3]
@@ -229,7 +244,11 @@ def test_a_feasible_region_is_found() -> None:
     strategy = NSGA2(problem, 0, population=40)
     for k in range(40):
         asks = strategy.ask(40, 40 * k)
-        tell_all(strategy, asks, lambda a: {"sum": float(sum(a.arch.values())), "a": float(a.arch["c0"]), "b": -float(a.arch["c0"])})
+        tell_all(
+            strategy,
+            asks,
+            lambda a: {"sum": float(sum(a.arch.values())), "a": float(a.arch["c0"]), "b": -float(a.arch["c0"])},
+        )
     assert (strategy.pool.violation == 0).sum() >= 7
 
 
@@ -265,8 +284,14 @@ def test_it_beats_random_search_where_it_should() -> None:
     assert np.median(best) < np.quantile(np.linalg.norm(s.measure(rows), axis=1), 0.01)
 
 
-@pytest.mark.parametrize(("extra", "message"), [
-    ({"population": 1}, "population"), ({"immigrants": 1.5}, "immigrants"), ({"initial": [{"b0": 1}]}, "initial architecture 0")])
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"population": 1}, "population"),
+        ({"immigrants": 1.5}, "immigrants"),
+        ({"initial": [{"b0": 1}]}, "initial architecture 0"),
+    ],
+)
 def test_bad_arguments_are_refused(extra: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         NSGA2(BITS, 0, **extra)

@@ -42,7 +42,9 @@ def inclusion_exclusion(points: Values, reference: Values) -> float:
     return total
 
 
-small = st.integers(1, 4).flatmap(lambda m: st.lists(st.lists(st.integers(0, 5), min_size=m, max_size=m), min_size=1, max_size=9))
+small = st.integers(1, 4).flatmap(
+    lambda m: st.lists(st.lists(st.integers(0, 5), min_size=m, max_size=m), min_size=1, max_size=9)
+)
 
 
 @given(small)
@@ -54,11 +56,15 @@ def test_ranks_equal_peeling_off_fronts(rows: list[list[int]]) -> None:
 @given(small, st.data())
 def test_constraint_domination(rows: list[list[int]], data: st.DataObject) -> None:
     values = np.array(rows, dtype=float)
-    violation = np.array(data.draw(st.lists(st.sampled_from([0.0, 0.5, 2.0, np.inf]), min_size=len(rows), max_size=len(rows))))
+    violation = np.array(
+        data.draw(st.lists(st.sampled_from([0.0, 0.5, 2.0, np.inf]), min_size=len(rows), max_size=len(rows)))
+    )
     rank = ranks(values, violation)
     for i in range(len(rows)):
         for j in range(len(rows)):
-            better = violation[i] < violation[j] or (violation[i] == violation[j] == 0 and dominates(values[i], values[j]))
+            better = violation[i] < violation[j] or (
+                violation[i] == violation[j] == 0 and dominates(values[i], values[j])
+            )
             assert not better or rank[i] < rank[j]
     assert set(rank) == set(range(rank.max() + 1))
 
@@ -66,7 +72,13 @@ def test_constraint_domination(rows: list[list[int]], data: st.DataObject) -> No
 def test_crowding_by_hand() -> None:
     values = np.array([[0.0, 10], [2, 6], [3, 5], [10, 0], [20, 20]])
     assert crowding(values[:4]).tolist() == [np.inf, 3 / 10 + 5 / 10, 8 / 10 + 6 / 10, np.inf]
-    assert crowding(values, np.array([0, 0, 0, 0, 1])).tolist() == [np.inf, 3 / 10 + 5 / 10, 8 / 10 + 6 / 10, np.inf, np.inf]
+    assert crowding(values, np.array([0, 0, 0, 0, 1])).tolist() == [
+        np.inf,
+        3 / 10 + 5 / 10,
+        8 / 10 + 6 / 10,
+        np.inf,
+        np.inf,
+    ]
     assert crowding(np.ones((4, 2))).tolist() == [np.inf, 0, 0, np.inf]
     assert crowding(np.empty((0, 2))).shape == (0,)
     assert not np.isnan(crowding(np.array([[np.inf, np.inf]] * 4 + [[0, 0]]))).any()
@@ -140,7 +152,9 @@ def test_hypervolume_by_hand() -> None:
 def test_hypervolume_equals_inclusion_exclusion(rows: list[list[int]]) -> None:
     values = np.array(rows, dtype=float)
     reference = np.full(values.shape[1], 4.0)
-    assert abs(hypervolume(values, reference) - inclusion_exclusion(values, reference)) <= 1e-12 * 6.0 ** values.shape[1]
+    assert (
+        abs(hypervolume(values, reference) - inclusion_exclusion(values, reference)) <= 1e-12 * 6.0 ** values.shape[1]
+    )
 
 
 @pytest.mark.parametrize("objectives", [2, 3, 4])
@@ -163,6 +177,8 @@ def test_frame() -> None:
     ideal, nadir = bounds(values)
     assert ideal.tolist() == [1, 10, 5] and nadir.tolist() == [3, 30, 5]
     assert normalise([[1, 30, 5], [3, 10, 6]], ideal, nadir).tolist() == [[0, 1, 0], [1, 0, 1]]
-    assert np.allclose(reference_point(ideal, nadir), [3.2, 32, 5.1]) and np.allclose(reference_point(ideal, nadir, 0), nadir)
+    assert np.allclose(reference_point(ideal, nadir), [3.2, 32, 5.1]) and np.allclose(
+        reference_point(ideal, nadir, 0), nadir
+    )
     with pytest.raises(InputError, match="at least one point"):
         bounds([[np.inf, 1]])

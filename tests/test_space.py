@@ -44,7 +44,7 @@ LABELS = "abcd"
 
 # ------------------------------------------------------------------------------------------ an independent enumeration
 def enumerate_paths(node: Space, prefix: str = "") -> list[dict[str, int]]:
-    """All architectures by recursion over the tree, as the module's docstring describes them; shares no code with it."""
+    """All architectures by recursion over the tree, as the module's docstring has it; shares no code."""
     path = prefix + node.name
     inside = path + "/" if node.name else prefix
     if isinstance(node, Choice):
@@ -86,7 +86,9 @@ def cells(draw: st.DrawFn, name: str = "cell", nodes: int = 3) -> Cell:
 
 @st.composite
 def trees(draw: st.DrawFn, depth: int = 2, name: str = "s") -> Space:
-    kind = draw(st.sampled_from(["choice", "cell"] if depth == 0 else ["choice", "choice", "product", "repeat", "cell"]))
+    kind = draw(
+        st.sampled_from(["choice", "cell"] if depth == 0 else ["choice", "choice", "product", "repeat", "cell"])
+    )
     if kind == "cell":
         return draw(cells(name))
     if kind == "choice":
@@ -158,7 +160,11 @@ def test_neighbours_differ_in_one_choice(space: Space) -> None:
     for arch in every[:: max(1, len(every) // 8)]:
         found = list(neighbours(space, arch))
         assert names(found) <= names(every)
-        assert len(names(found)) == len(found) == sum(int(layout(space).options[layout(space).column[p]]) - 1 for p in arch)
+        assert (
+            len(names(found))
+            == len(found)
+            == sum(int(layout(space).options[layout(space).column[p]]) - 1 for p in arch)
+        )
         for other in found:
             changed = [p for p in arch if p in other and other[p] != arch[p]]
             new = [p for p in other if p not in arch]
@@ -225,10 +231,10 @@ def test_check_names_the_choice(space: Space, data: st.DataObject) -> None:
     if arch:
         path = data.draw(st.sampled_from(sorted(arch)))
         wrong = data.draw(st.sampled_from([-1, 99, 0.5, "0", None]))
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ValueError, match="choice") as error:
             check(space, {**arch, path: wrong})  # type: ignore[dict-item]
         assert repr(path) in str(error.value)
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ValueError, match="choice") as error:
             check(space, {p: v for p, v in arch.items() if p != path})
         assert repr(path) in str(error.value) or "does not exist" in str(error.value)
 
@@ -258,7 +264,7 @@ def test_what_is_not_a_space_is_refused(data: object) -> None:
     lambda: Cell("c", 3, "aab"), lambda: Cell("c", 3, "ab", none="a", skip="a"), lambda: Cell("c", 3, []),
     lambda: Repeat("r", Choice("a", "x"), [1.5])])
 def test_malformed_spaces_are_refused(make: object) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         make()  # type: ignore[operator]
 
 
@@ -317,7 +323,7 @@ def test_canonical_is_idempotent_and_inside(space: Space) -> None:
 
 @given(st.integers(5, 6), st.booleans(), seeds, st.sampled_from(["algebra", "nasbench201"]))
 def test_the_form_of_large_cells_keeps_the_signature(nodes: int, skips: bool, seed: int, rule: str) -> None:
-    """Beyond the table: idempotent and never merges what differs; removes dead edges, blind to the order of inner nodes."""
+    """Beyond the table: idempotent and never merges what differs; removes dead edges, blind to inner order."""
     cell = Cell("c", nodes, ("none", "skip", "a", "b", "c", "d", "e"), none="none", skip="skip" if skips else None,
                 rule=rule)  # type: ignore[arg-type]
     rng = np.random.default_rng(seed)
@@ -372,7 +378,9 @@ def test_canonical_cells_compute_the_same_function(nodes: int, roles: tuple[str 
 
 @given(st.integers(2, 4), st.sampled_from([("a", None), ("a", "b"), (None, "b")]), seeds)
 @settings(max_examples=20)
-def test_different_signatures_are_different_functions(nodes: int, roles: tuple[str | None, str | None], seed: int) -> None:
+def test_different_signatures_are_different_functions(
+    nodes: int, roles: tuple[str | None, str | None], seed: int
+) -> None:
     """The other direction: for random polynomials two functions agree at random points only if the cells are equal."""
     cell = Cell("", nodes, LABELS[:3], none=roles[0], skip=roles[1])
     rng = np.random.default_rng(seed)

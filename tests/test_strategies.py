@@ -16,8 +16,15 @@ from nasopt.trial import Ask, Objective, Problem, Trial
 ONE = (Objective("error"),)
 
 
-@pytest.mark.parametrize("make", [
-    RandomSearch, NSGA2, lambda p, s: NSGA2(p, s, population=4), lambda p, s: NSGA2(p, s, population=7, immigrants=1.0)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        RandomSearch,
+        NSGA2,
+        lambda p, s: NSGA2(p, s, population=4),
+        lambda p, s: NSGA2(p, s, population=7, immigrants=1.0),
+    ],
+)
 def test_conformance(make: Callable[[Problem, int], RandomSearch]) -> None:
     check_strategy(make)
 
@@ -138,11 +145,26 @@ class Quitter(Wrapped):
             "only", ("o0", "o1", "o2")) else []
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (TooMany, "more than wanted"), (FromZero, "numbered its asks"), (Invalid, "not an architecture"), (OtherSeed, "seed 99"),
-    (Nobody, "who proposed it"), (Fidelity, "fidelity 0"), (Stalls, "not exhausted"), (Ambient, "answered the same calls"),
-    (Gate, "changed the"), (InOrder, "out of order"), (OwnOnly, "not asked"), (Complete, "lacks"), (Proud, "failed trial"),
-    (Endless, "still goes on"), (Quitter, "without having asked")])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (TooMany, "more than wanted"),
+        (FromZero, "numbered its asks"),
+        (Invalid, "not an architecture"),
+        (OtherSeed, "seed 99"),
+        (Nobody, "who proposed it"),
+        (Fidelity, "fidelity 0"),
+        (Stalls, "not exhausted"),
+        (Ambient, "answered the same calls"),
+        (Gate, "changed the"),
+        (InOrder, "out of order"),
+        (OwnOnly, "not asked"),
+        (Complete, "lacks"),
+        (Proud, "failed trial"),
+        (Endless, "still goes on"),
+        (Quitter, "without having asked"),
+    ],
+)
 def test_every_check_can_fail(make: type[Wrapped], message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check_strategy(make)

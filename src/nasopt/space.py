@@ -461,9 +461,9 @@ def canonical(space: Space, arch: Arch) -> dict[str, int]:
     """One representative of all architectures that are the same network: in every active `Cell` dead branches are
     removed and isomorphic cells are merged, as the cell's ``rule`` says. Idempotent.
 
-    Cells of up to `TABLE_LIMIT` strings are merged completely. Larger ones under ``algebra`` lose their dead branches and
-    take the smallest of their node orders, which may leave apart two cells that are equal only through skips; larger
-    ones under ``nasbench201``, whose strings count removed edges, stay as they are.
+    Cells of up to `TABLE_LIMIT` strings are merged completely. Larger ones under ``algebra`` lose their dead branches
+    and take the smallest of their node orders, which may leave apart two cells that are equal only through skips; under
+    ``nasbench201``, whose strings count removed edges, they stay as they are.
     """
     lay = layout(space)
     if not lay.cells:
@@ -506,7 +506,7 @@ def signature(cell: Cell, ops: Sequence[int]) -> str:
 
 
 def _unique_string(cell: Cell, ops: Sequence[int]) -> str:
-    """NATS-Bench's unique string with zeros considered (Dong et al., TPAMI 2021), with the numbers of the operations for
+    """NATS-Bench's unique string with zeros considered (Dong et al., TPAMI 2021), with operations numbered for
     their labels: 6,466 classes in NAS-Bench-201."""
     node = ["0"]
     chosen = dict(zip(cell.edges, ops, strict=True))

@@ -76,7 +76,7 @@ def normalise(values: ArrayLike, ideal: ArrayLike, nadir: ArrayLike) -> NDArray[
 
 
 def reference_point(ideal: ArrayLike, nadir: ArrayLike, margin: float = 0.1) -> NDArray[np.float64]:
-    """The nadir moved outwards by ``margin`` of the range, so that the ends of the front count (Ishibuchi et al., 2018).
+    """The nadir moved outwards by ``margin`` of the range, so that the front's ends count (Ishibuchi et al., 2018).
 
     An objective without range moves by ``margin`` itself.
     """

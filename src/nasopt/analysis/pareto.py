@@ -41,7 +41,7 @@ def crowding(values: NDArray[np.float64], rank: NDArray[np.int64] | None = None)
     """Crowding distance within every rank (Deb et al., IEEE TEC 2002, §III-B).
 
     The distance of a point is the sum over the objectives of the gap between its two neighbours, relative to the range
-    of its rank; the two ends of every objective are infinitely far. Ties in an objective stand in the order of the rows.
+    of its rank; the two ends of every objective are infinitely far. Ties in an objective stand in the rows' order.
 
     Args:
         values: shape (n, objectives).
@@ -104,8 +104,10 @@ class Archive(Generic[T]):
         """
         batch = np.asarray(values, dtype=float)
         if batch.ndim != 2 or batch.shape[1] != self.values.shape[1] or len(batch) != len(payloads):
-            raise InputError(f"an archive of {self.values.shape[1]} objectives was given values of shape {batch.shape} and "
-                             f"{len(payloads)} payloads: give one row and one payload a point.")
+            raise InputError(
+                f"an archive of {self.values.shape[1]} objectives was given values of shape {batch.shape} and "
+                f"{len(payloads)} payloads: give one row and one payload a point."
+            )
         entered = np.zeros(len(batch), dtype=bool)
         able = np.isfinite(batch).all(axis=1)
         if violation is not None:

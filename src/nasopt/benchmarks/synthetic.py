@@ -65,9 +65,9 @@ def _sorted(points: Floats) -> Floats:
 def one_min_max(n: int, objectives: int = 2) -> Synthetic:
     """OneMinMax (Giel & Lehre, 2010): the zeros and the ones of a bit string, all maximised. Every string is optimal.
 
-    With an even number of objectives the string is cut into objectives/2 equal blocks and the zeros and ones of each are
-    counted. With three the objectives are the zeros of the whole string and the ones of either half: (n/2+1)^2 points.
-    Both from Zheng & Doerr, arXiv 2211.13084.
+    With an even number of objectives the string is cut into objectives/2 equal blocks, and the zeros and ones of each
+    are counted. With three the objectives are the zeros of the whole string and the ones of either half:
+    (n/2+1)^2 points. Both from Zheng & Doerr, arXiv 2211.13084.
 
     Raises:
         InputError: ``n`` bits cannot be cut into equal blocks, or the number of objectives is neither 3 nor even.
@@ -100,7 +100,9 @@ def lotz(n: int) -> Synthetic:
         return np.column_stack([leading, trailing]).astype(float)
 
     front = np.array([[k, n - k] for k in range(n + 1)], dtype=float)
-    return Synthetic(f"LOTZ, n={n}", Problem(_bits(n), _maximise(["leading_ones", "trailing_zeros"])), measure, _sorted(-front))
+    return Synthetic(
+        f"LOTZ, n={n}", Problem(_bits(n), _maximise(["leading_ones", "trailing_zeros"])), measure, _sorted(-front)
+    )
 
 
 def dtlz2(variables: int = 10, levels: int = 11, objectives: int = 3) -> Synthetic:
@@ -114,8 +116,10 @@ def dtlz2(variables: int = 10, levels: int = 11, objectives: int = 3) -> Synthet
         InputError: an even number of levels, or too few variables.
     """
     if levels % 2 == 0 or levels < 3 or objectives < 2 or variables < objectives - 1:
-        raise InputError(f"DTLZ2 with {variables} variables, {levels} levels and {objectives} objectives does not exist: "
-                         "give an odd number of levels from 3 and at least objectives - 1 variables.")
+        raise InputError(
+            f"DTLZ2 with {variables} variables, {levels} levels and {objectives} objectives does not exist: "
+            "give an odd number of levels from 3 and at least objectives - 1 variables."
+        )
 
     def measure(rows: Rows) -> Floats:
         x = rows / (levels - 1)

@@ -67,7 +67,7 @@ Survival: TypeAlias = Callable[[Pool, int, np.random.Generator], Ints]
 """(pool, n, generator) -> the indices of the at most n survivors."""
 
 
-# ------------------------------------------------------------------------------------------------------------------ parts
+# ------------------------------------------------------------------------------------------------------------ parts
 def tournament(pool: Pool, n: int, generator: np.random.Generator) -> Ints:
     """Binary tournaments on (violation, rank, crowding distance) (Deb et al., IEEE TEC 2002, §III-C); the rank knows
     the violation. A full tie goes to the one drawn first, which is uniform."""
@@ -103,9 +103,9 @@ class CrossoverMutation:
 def balanced(pool: Pool, n: int, generator: np.random.Generator) -> Ints:
     """Survival by rank, then by crowding distance, then evenly over the objective vectors.
 
-    Where members of one rank tie in crowding distance across the border, those are taken whose objective vector has the
-    fewest survivors (Doerr, Ivan & Krejca, arXiv 2412.11931). Without this NSGA-II misses a constant fraction of a front
-    of three objectives for exponential time (Zheng & Doerr, arXiv 2211.13084).
+    Where members of one rank tie in crowding distance across the border, those are taken whose objective vector has
+    the fewest survivors (Doerr, Ivan & Krejca, arXiv 2412.11931). Without this NSGA-II misses a constant fraction of a
+    front of three objectives for exponential time (Zheng & Doerr, arXiv 2211.13084).
     """
     order = _by_crowding(pool, generator)
     if len(pool) <= n:
@@ -140,7 +140,7 @@ def _evenly(values: Floats, sure: Ints, unsure: Ints, n: int) -> Ints:
     return unsure[np.argsort(copy[len(sure):], kind="stable")[:n]]
 
 
-# ---------------------------------------------------------------------------------------------------------------- strategy
+# ---------------------------------------------------------------------------------------------------------- strategy
 class Evolution:
     """Generational evolution: ``population`` asks a generation; when the last of them is told, the survivors of parents
     and children breed the next one. Until then an ask beyond the generation is answered with [].
@@ -263,9 +263,9 @@ class Evolution:
         return np.where(generator.random((n, 1)) < self._immigrants, fresh, rows)
 
 
-# ----------------------------------------------------------------------------------------------------------------- recipes
+# ----------------------------------------------------------------------------------------------------------- recipes
 def NSGA2(problem: Problem, seed: int = 0, population: int = 100, mating: Mating = tournament,  # noqa: N802
-          variation: Variation = CrossoverMutation(), survival: Survival = balanced, immigrants: float = 0.05,  # noqa: B008
+          variation: Variation = CrossoverMutation(), survival: Survival = balanced, immigrants: float = 0.05,
           initial: Sequence[Arch] = (), repeat: bool = False) -> Evolution:
     """NSGA-II (Deb et al., IEEE TEC 2002) with balanced tie-breaking, for any number of objectives.
 

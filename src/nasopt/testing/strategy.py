@@ -95,7 +95,7 @@ def _ask(strategy: Strategy, problem: Problem, n: int, first: int, seed: int, wh
         except ValueError as reason:
             raise AssertionError(f"{where}: ask {a.number} is not an architecture of the space: {reason}") from None
         _require(0 < a.fidelity <= 1, f"{where}: ask {a.number} has fidelity {a.fidelity}, not in (0, 1].")
-        _require(a.seed == seed, f"{where}: ask {a.number} has seed {a.seed}, not the {seed} the strategy was made with.")
+        _require(a.seed == seed, f"{where}: ask {a.number} has seed {a.seed}, not {seed}, the one given.")
         _require(bool(a.by), f"{where}: ask {a.number} does not say who proposed it ('by' is empty).")
     return asks
 
@@ -133,8 +133,10 @@ class _Driver:
         for n in steps:
             self.ask(n)
             if not self.pending:
-                raise AssertionError(f"{self.where}: ask({n}, {len(self.asked)}) returned nothing although nothing is pending "
-                                     f"and the space is not exhausted.")
+                raise AssertionError(
+                    f"{self.where}: ask({n}, {len(self.asked)}) returned nothing although nothing is pending "
+                    f"and the space is not exhausted."
+                )
             self.tell([answer(self.problem, a) for a in self.pending[: max(1, 2 * len(self.pending) // 3)]])
 
     def repeat(self, calls: Sequence[tuple[int, int] | list[Trial]]) -> None:
@@ -147,7 +149,7 @@ class _Driver:
 
 
 def check_numbering(make: Make, problem: Problem, where: str = "problem") -> None:
-    """Asks are numbered from ``first``, are at most ``n``, and hold valid architectures; the search goes on after tells."""
+    """Asks are numbered from ``first``, at most ``n``, with valid architectures; the search goes on after tells."""
     driver = _Driver(make, problem, f"{where}, numbering")
     driver.run()
     driver.tell_pending()
@@ -160,7 +162,9 @@ def check_determinism(make: Make, problem: Problem, where: str = "problem") -> N
     one, two = _Driver(make, problem, f"{where}, determinism"), _Driver(make, problem, f"{where}, determinism")
     one.run()
     two.repeat(one.calls)
-    _require(one.answers == two.answers, f"{where}, determinism: two strategies of one seed answered the same calls differently.")
+    _require(
+        one.answers == two.answers, f"{where}, determinism: strategies of one seed answered the same calls differently."
+    )
 
 
 def check_replay(make: Make, problem: Problem, where: str = "problem") -> None:
@@ -172,7 +176,10 @@ def check_replay(make: Make, problem: Problem, where: str = "problem") -> None:
         again.repeat(whole.calls[:cut])
         rng(0, cut, "elsewhere").random(3)
         again.repeat(whole.calls[cut:])
-        _require(again.asked == whole.asked, f"{where}, replay: cut after {cut} calls, the asks are not those of the uncut run.")
+        _require(
+            again.asked == whole.asked,
+            f"{where}, replay: cut after {cut} calls, the asks are not those of the uncut run.",
+        )
 
 
 def check_empty_answer(make: Make, problem: Problem, where: str = "problem") -> None:
@@ -183,12 +190,12 @@ def check_empty_answer(make: Make, problem: Problem, where: str = "problem") -> 
         for n in (40, 40, 1, 7):
             if driver.ask(n):
                 twin.ask(n)
-                _require(driver.asked == twin.asked, f"{where}: an ask that was answered with [] changed the next asks.")
+                _require(driver.asked == twin.asked, f"{where}: an ask answered with [] changed the next asks.")
         driver.tell_pending()
         twin.tell_pending()
     driver.ask(5)
     twin.ask(5)
-    _require(driver.asked == twin.asked, f"{where}: an ask that was answered with [] changed the asks after the next tell.")
+    _require(driver.asked == twin.asked, f"{where}: an ask answered with [] changed the asks after the next tell.")
 
 
 def check_any_order(make: Make, problem: Problem, where: str = "problem") -> None:
@@ -200,7 +207,9 @@ def check_any_order(make: Make, problem: Problem, where: str = "problem") -> Non
         for ask in reversed(driver.pending.copy()):
             driver.tell([answer(problem, ask)])
         driver.tell([])
-    _require(bool(driver.ask(1)), f"{where}, any order: nothing was asked after all trials had been told in reverse order.")
+    _require(
+        bool(driver.ask(1)), f"{where}, any order: nothing was asked after all trials had been told in reverse order."
+    )
 
 
 def check_strangers(make: Make, problem: Problem, where: str = "problem") -> None:
@@ -208,8 +217,10 @@ def check_strangers(make: Make, problem: Problem, where: str = "problem") -> Non
     driver = _Driver(make, problem, f"{where}, others' trials")
 
     def strangers(start: int) -> list[Trial]:
-        asks = [Ask(start + k, sample(problem.space, rng(7, start + k, "stranger")), 1.0 if k % 2 else 0.25, 3, "stranger")
-                for k in range(5)]
+        asks = [
+            Ask(start + k, sample(problem.space, rng(7, start + k, "stranger")), 1.0 if k % 2 else 0.25, 3, "stranger")
+            for k in range(5)
+        ]
         return [answer(problem, a) for a in asks]
 
     driver.tell(strangers(10_000))
@@ -221,7 +232,7 @@ def check_strangers(make: Make, problem: Problem, where: str = "problem") -> Non
 
 
 def check_failures(make: Make, problem: Problem, where: str = "problem") -> None:
-    """Failed trials, trials without dear objectives (they violate a constraint), and NaN are data: even if all are so."""
+    """Failed trials, trials without dear objectives (a constraint is violated) and NaN are data, even if all are so."""
     bound = problem.objectives[-1]
     strict = Problem(problem.space, problem.objectives, (*problem.constraints, Constraint("bound", 0.5)))
     kinds: dict[str, Callable[[Ask], Trial]] = {
@@ -237,14 +248,16 @@ def check_failures(make: Make, problem: Problem, where: str = "problem") -> None
 
 
 def check_end(make: Make) -> None:
-    """On a space of one and of three architectures the search asks every one, and ends: [] with nothing pending, for good."""
+    """On spaces of one and three architectures the search asks every one and ends: [], nothing pending, for good."""
     for options in (1, 3):
         problem = Problem(Choice("only", [f"o{k}" for k in range(options)]), OBJECTIVES)
         driver = _Driver(make, problem, f"space of {options}, end")
         while driver.ask(2):
             driver.tell([answer(problem, a) for a in driver.pending])
-            _require(len(driver.asked) <= LIMIT,
-                     f"{driver.where}: after {len(driver.asked)} asks on a space of {options} the strategy still goes on.")
+            _require(
+                len(driver.asked) <= LIMIT,
+                f"{driver.where}: after {len(driver.asked)} asks on a space of {options} the strategy still goes on.",
+            )
         missed = {key(a) for a in everything(problem.space)} - {key(a.arch) for a in driver.asked}
         _require(not missed, f"{driver.where}: it ended without having asked {len(missed)} of {options} architectures.")
         driver.tell([])
