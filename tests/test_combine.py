@@ -16,7 +16,7 @@ from nasopt.run.storage import Memory
 from nasopt.seed import rng
 from nasopt.space import Cell, canonical, everything, key
 from nasopt.testing.estimator import check_estimator
-from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem
+from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem, Trial
 
 CELL = Cell("cell", 3, ("none", "skip", "conv"), none="none", skip="skip")
 PROBLEM = Problem(CELL, (Objective("error"),), (Constraint("params", 2.0),))

@@ -175,7 +175,19 @@ def test_interrupted_append_leaves_nothing(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------- what can go wrong
 def test_commits_are_flushed(tmp_path: Path) -> None:
     storage = Sqlite(tmp_path / "run.db")
-    assert storage._db.execute("PRAGMA synchronous").fetchone() == (2,)
+    traced: list[str] = []
+    storage._db.set_trace_callback(traced.append)
+    flushed: list[tuple[Callable[[], None], bool]] = [
+        (lambda: storage.append([("run", {})]), True), (lambda: storage.append([("ask", {"number": 0})]), False),
+        (lambda: storage.append([("trial", {"number": 0})]), True),
+        (lambda: storage.append([("ask", {"number": 1}), ("trial", {"number": 1})]), True),
+        (lambda: storage.append([("ask", {"number": 2})]), False), (lambda: storage.put("a", b""), True)]
+    for write, full in flushed:
+        traced.clear()
+        write()
+        assert traced[:2] == [f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}", "BEGIN IMMEDIATE"]
+        assert traced[-1] == "COMMIT"
+    storage._db.set_trace_callback(None)
     assert storage._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     storage.close()
 
