@@ -1,9 +1,9 @@
-"""The hierarchical cell space for images of any size: a macro level (stem, number of stages, cells per stage, widths, how to
-reduce, head) over a cell level (a small graph of operations). ResNet-like and plain VGG-like networks are members.
+"""The hierarchical cell space for images of any size: a macro level (stem, number of stages, cells per stage, widths, how
+to reduce, head) over a cell level (a small graph of operations). ResNet-like and plain VGG-like networks are members.
 
-A cell's node is a sum of terms; operations see it through one ReLU per node, skips do not (He et al., ECCV 2016, identity
-mappings). So a cell with the one edge input -> output ``conv_3x3`` is a plain convolutional layer, and ``conv_3x3`` on 0-1 and
-1-2 beside ``skip`` on 0-2 is a residual block.
+A cell's node is a sum of terms; operations see it through one ReLU per node, skips do not (He et al., ECCV 2016,
+identity mappings). So a cell with the one edge input -> output ``conv_3x3`` is a plain convolutional layer, and
+``conv_3x3`` on 0-1 and 1-last beside ``skip`` on 0-last is a residual block.
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ def _reduce_none(fan_in: Size, out: Size) -> nn.Module:
     return nn.Sequential(nn.ReLU(), conv_norm(fan_in, out, 1))
 
 
-REDUCTIONS: dict[str, Callable[[Size, Size], nn.Module]] = {"conv": _reduce_conv, "max": _reduce_max, "none": _reduce_none}
-"""How a stage may begin: (n, in, h, w) -> (n, out, ceil(h/2), ceil(w/2)); ``none`` keeps the size and only changes the width."""
+REDUCTIONS: dict[str, Callable[[Size, Size], nn.Module]] = {
+    "conv": _reduce_conv,
+    "max": _reduce_max,
+    "none": _reduce_none,
+}
+"""How a stage may begin: (n, in, h, w) -> (n, out, ceil(h/2), ceil(w/2)); ``none`` keeps h and w."""
 
 HEADS: dict[str, Callable[[Size, int], nn.Module]] = {
     "linear": lambda size, classes: linear(size, classes),
@@ -74,7 +78,7 @@ class CellNet(nn.Module):
 
 
 def default_stages(input_shape: tuple[int, int, int]) -> tuple[int, ...]:
-    """The numbers of stages to choose from: up to 2 below 16 pixels, 3 below 64, else 4; as many as leave 2x2 pixels."""
+    """The numbers of stages to choose from: up to 2 below 16 pixels, 3 below 64, else 4, if they leave 2x2 pixels."""
     size = min(input_shape[1:])
     most = 2 if size < 16 else 3 if size < 64 else 4
     fitting = [n for n in (most - 1, most) if _last_size(size, default_strides(input_shape), n) >= 2]
@@ -100,10 +104,20 @@ def _last_size(size: int, strides: Sequence[int], stages: int) -> int:
     return size
 
 
-def cells(input_shape: tuple[int, int, int], classes: int, *, stages: int | Sequence[int] | None = None, nodes: int = 4,
-          cells_per_stage: Sequence[int] = (1, 2), widths: Sequence[Sequence[int]] | None = None,
-          operations: Sequence[str] = tuple(OPERATIONS), shared: bool = True, strides: Sequence[int] | None = None,
-          reductions: Sequence[str] = ("conv", "max"), heads: Sequence[str] = ("linear", "hidden")) -> nn.Module:
+def cells(
+    input_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    stages: int | Sequence[int] | None = None,
+    nodes: int = 4,
+    cells_per_stage: Sequence[int] = (1, 2),
+    widths: Sequence[Sequence[int]] | None = None,
+    operations: Sequence[str] = tuple(OPERATIONS),
+    shared: bool = True,
+    strides: Sequence[int] | None = None,
+    reductions: Sequence[str] = ("conv", "max"),
+    heads: Sequence[str] = ("linear", "hidden"),
+) -> nn.Module:
     """The supernet of the cell space; `nasopt.nets.choices.space_of` gives its space.
 
     Args:
@@ -120,23 +134,39 @@ def cells(input_shape: tuple[int, int, int], classes: int, *, stages: int | Sequ
         heads: labels of `HEADS`.
 
     Raises:
-        InputError: an unknown label, sizes that would shrink the image below 2x2 pixels, or not one tuple of widths per stage.
+        InputError: an unknown label, sizes that would shrink the image below 2x2 pixels, or not one tuple of widths per
+            stage.
     """
-    counts = default_stages(input_shape) if stages is None else (stages,) if isinstance(stages, int) else tuple(sorted(stages))
+    counts = (
+        default_stages(input_shape)
+        if stages is None
+        else (stages,)
+        if isinstance(stages, int)
+        else tuple(sorted(stages))
+    )
     strides = default_strides(input_shape) if strides is None else tuple(strides)
     widths = default_widths(input_shape, max(counts, default=1)) if widths is None else widths
     _check(input_shape, classes, counts, strides, widths, operations, reductions, heads)
-    wiring = partial(Wiring, nodes, tuple(operations), none="none" if "none" in operations else None,
-                     skip="skip" if "skip" in operations else None)
+    wiring = partial(
+        Wiring,
+        nodes,
+        tuple(operations),
+        none="none" if "none" in operations else None,
+        skip="skip" if "skip" in operations else None,
+    )
     cell = wiring() if shared else None
     sizes = _widths(widths)
 
     def column(width: Width) -> Depth:
         return Depth([_graph(cell or wiring(), width) for _ in range(max(cells_per_stage))], cells_per_stage)
 
-    first = Stage(sizes[0], _one_of({f"stride_{s}": _stem(input_shape[0], sizes[0], s) for s in strides}), column(sizes[0]))
-    later = [Stage(width, _one_of({r: REDUCTIONS[r](Upstream([before]), width) for r in reductions}), column(width))
-             for before, width in zip(sizes, sizes[1:], strict=False)]
+    first = Stage(
+        sizes[0], _one_of({f"stride_{s}": _stem(input_shape[0], sizes[0], s) for s in strides}), column(sizes[0])
+    )
+    later = [
+        Stage(width, _one_of({r: REDUCTIONS[r](Upstream([before]), width) for r in reductions}), column(width))
+        for before, width in zip(sizes, sizes[1:], strict=False)
+    ]
     body = Depth(later, [n - 1 for n in counts]) if later else nn.Identity()
     out = Upstream(sizes, body if isinstance(body, Depth) else None)
     return CellNet(cell, first, body, _one_of({h: HEADS[h](out, classes) for h in heads}), out)
@@ -156,22 +186,38 @@ def _stem(channels: int, width: Width, stride: int) -> nn.Module:
 
 
 def _widths(widths: Sequence[Sequence[int]]) -> list[Width]:
-    """Widths labelled in percent of the stage's largest where all stages have the same percentages, so that stages offer
-    equal choices; otherwise by their channels."""
+    """Widths labelled in percent of the stage's largest where all stages have the same percentages, so that stages
+    offer equal choices; otherwise by their channels."""
     percent = [tuple(str(round(100 * w / max(options))) for w in sorted(options)) for options in widths]
     same = all(p == percent[0] for p in percent) and len(set(percent[0])) == len(percent[0])
     return [Width(options, percent[0] if same else None) for options in widths]
 
 
-def _check(input_shape: tuple[int, int, int], classes: int, stages: Sequence[int], strides: Sequence[int],
-           widths: Sequence[Sequence[int]], operations: Sequence[str], reductions: Sequence[str], heads: Sequence[str]) -> None:
+def _check(
+    input_shape: tuple[int, int, int],
+    classes: int,
+    stages: Sequence[int],
+    strides: Sequence[int],
+    widths: Sequence[Sequence[int]],
+    operations: Sequence[str],
+    reductions: Sequence[str],
+    heads: Sequence[str],
+) -> None:
     if len(input_shape) != 3 or min(input_shape) < 1:
-        raise InputError(f"input_shape {input_shape} is not (channels, height, width) of an image: give three positive ints.")
+        raise InputError(
+            f"input_shape {input_shape} is not (channels, height, width) of an image: give three positive ints."
+        )
     if classes < 1 or not stages or min(stages) < 1:
         raise InputError(f"classes and stages must be at least 1, got {classes} and {list(stages)}.")
     if len(widths) != max(stages):
-        raise InputError(f"widths has {len(widths)} entries for up to {max(stages)} stages: give one tuple of channels per stage.")
-    for kind, given, valid in (("operation", operations, OPERATIONS), ("reduction", reductions, REDUCTIONS), ("head", heads, HEADS)):
+        raise InputError(
+            f"widths has {len(widths)} entries for up to {max(stages)} stages: give one tuple of channels per stage."
+        )
+    for kind, given, valid in (
+        ("operation", operations, OPERATIONS),
+        ("reduction", reductions, REDUCTIONS),
+        ("head", heads, HEADS),
+    ):
         for name in given:
             if name not in valid:
                 raise unknown(kind, name, valid)
@@ -181,5 +227,7 @@ def _check(input_shape: tuple[int, int, int], classes: int, stages: Sequence[int
         raise InputError(f"strides {list(strides)}: choose among 1, 2 and 4.")
     size = min(input_shape[1:])
     if max(strides) * 2 ** (max(stages) - 1) > 1 and _last_size(size, strides, max(stages)) < 2:
-        raise InputError(f"{max(stages)} stages after a stem of stride {max(strides)} shrink images of {size} pixels below 2x2: use "
-                         "fewer stages or a smaller stride.")
+        raise InputError(
+            f"{max(stages)} stages after a stem of stride {max(strides)} shrink images of {size} pixels below 2x2: use "
+            "fewer stages or a smaller stride."
+        )
