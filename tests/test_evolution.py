@@ -271,7 +271,7 @@ def test_choices_that_become_active_are_not_always_the_first() -> None:
     strategy = NSGA2(Problem(space, (Objective("a"),)), 0, population=60, immigrants=0)
     strategy.tell([Trial(Ask(k, {"s": 0, "s[0]/w": k}), {"a": 0.0}, 0.0) for k in range(8)])
     long = [list(a.arch.values())[2:] for a in strategy.ask(60, 8) if a.arch["s"] == 1]
-    assert len(long) > 5 and 1 < np.mean(long) < 6
+    assert len(long) > 5 and np.mean(np.array(long) == 0) < 0.3  # inherited zeros, mutated half of the time, give 0.5
 
 
 def test_it_beats_random_search_where_it_should() -> None:
