@@ -494,6 +494,11 @@ def test_apportion_keeps_column_sums(sizes: list[int], val: float, test: float) 
     assert np.all(np.abs(got.sum(0) - sum(sizes) * shares) <= 1.5)
 
 
+def test_apportion_refuses_too_small_a_class() -> None:
+    with pytest.raises(InputError, match="a class has 2 images to share among 3 parts: add images"):
+        apportion(np.array([5, 2]), np.array([0.6, 0.2, 0.2]))
+
+
 def test_split_of_the_given_parts(tmp_path: Path) -> None:
     test = np.arange(0, 90, 9)
     train = np.setdiff1d(np.arange(90), test)

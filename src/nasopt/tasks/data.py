@@ -361,7 +361,12 @@ def apportion(sizes: Indices, shares: NDArray[np.float64]) -> Indices:
     Args:
         sizes: shape (classes,), each at least the number of parts.
         shares: shape (parts,), positive, summing to 1.
+
+    Raises:
+        InputError: a class has fewer images than there are parts.
     """
+    if sizes.min() < len(shares):
+        raise InputError(f"a class has {sizes.min()} images to share among {len(shares)} parts: add images of it.")
     counts = np.zeros((len(sizes), len(shares)), np.int64)
     owed = np.zeros(len(shares))
     for row, size in zip(counts, sizes, strict=True):
