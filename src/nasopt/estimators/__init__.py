@@ -1,0 +1,1 @@
+"""Performance estimation: what an architecture is worth."""
