@@ -489,7 +489,7 @@ class Linear(ElasticLayer):
 
 
 class BatchNorm2d(ElasticLayer):
-    """`torch.nn.BatchNorm2d` with elastic channels. All widths share the leading statistics, so that after training they
+    """`torch.nn.BatchNorm2d` with elastic channels. All widths share the leading statistics, so after training they
     fit no single width: recompute them for an extracted network."""
 
     def __init__(self, num_features: Size, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
@@ -942,7 +942,7 @@ def extract(module: M, arch: Arch) -> M:
     """The stand-alone network of one architecture, with copies of the active weights and statistics; ``module`` is
     unchanged.
 
-    `OneOf` becomes its option, `Depth` an `nn.Sequential`, a `Graph` its live edges, an elastic layer the PyTorch layer,
+    `OneOf` becomes its option, `Depth` an `nn.Sequential`, a `Graph` its live edges, an elastic layer a PyTorch layer,
     and a `Width`, `KernelSize` or `Wiring` kept as an attribute becomes None.
 
     Raises:
@@ -963,7 +963,7 @@ def extract(module: M, arch: Arch) -> M:
 
 
 def _copied(module: M, memo: dict[int, object]) -> M:
-    """A deep copy in which every choice is resolved: its replacement is put where deepcopy looks for finished copies."""
+    """A deep copy with every choice resolved: its replacement is put where deepcopy looks for finished copies."""
     for inner in _outermost(module):
         if id(inner) not in memo:
             memo[id(inner)] = _resolved(inner, memo)

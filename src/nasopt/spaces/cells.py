@@ -1,4 +1,4 @@
-"""The hierarchical cell space for images of any size: a macro level (stem, number of stages, cells per stage, widths, how
+"""A hierarchical cell space, for any image size: a macro level (stem, number of stages, cells per stage, widths, how
 to reduce, head) over a cell level (a small graph of operations). ResNet-like and plain VGG-like networks are members.
 
 A cell's node is a sum of terms; operations see it through one ReLU per node, skips do not (He et al., ECCV 2016,
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -165,7 +166,7 @@ def cells(
     )
     later = [
         Stage(width, _one_of({r: REDUCTIONS[r](Upstream([before]), width) for r in reductions}), column(width))
-        for before, width in zip(sizes, sizes[1:], strict=False)
+        for before, width in pairwise(sizes)
     ]
     body = Depth(later, [n - 1 for n in counts]) if later else nn.Identity()
     out = Upstream(sizes, body if isinstance(body, Depth) else None)

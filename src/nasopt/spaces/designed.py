@@ -40,8 +40,8 @@ def _size(input_shape: tuple[int, int, int], classes: int) -> int:
 
 
 def small_resnet(input_shape: tuple[int, int, int], classes: int, blocks: int = 3) -> nn.Module:
-    """ResNet for small images (He et al., CVPR 2016, §4.2): three stages of 16, 32, 64 channels, ``blocks`` basic blocks
-    each (3: ResNet-20), shortcuts as 1x1 convolutions. Below 16 pixels two stages of 16 and 32; from 64 pixels on a stem
+    """ResNet for small images (He et al., CVPR 2016, §4.2): stages of 16, 32, 64 channels, ``blocks`` basic blocks
+    each (3: ResNet-20), shortcuts as 1x1 convolutions. Below 16 pixels stages of 16 and 32; from 64 pixels on a stem
     of stride 2 and, from 128 on, one of stride 4.
 
     Args:
@@ -64,7 +64,7 @@ def small_resnet(input_shape: tuple[int, int, int], classes: int, blocks: int = 
 
 
 MOBILENET = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-"""(expansion, channels, blocks, stride): MobileNetV2 (Sandler et al., CVPR 2018, tab. 2), the second stage at stride 1 as
+"""Expansion, channels, blocks, stride: MobileNetV2 (Sandler et al., CVPR 2018, tab. 2), the second at stride 1 as
 is usual for 32x32 images."""
 
 

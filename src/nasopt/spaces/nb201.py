@@ -89,7 +89,7 @@ class Reduction(nn.Module):
 
 
 class NB201(nn.Module):
-    """Stem, three stages of cells with a reduction between them, head: (n, in_channels, h, w) -> logits (n, classes)."""
+    """Stem, three stages of cells with a reduction between them, head: (n, in_channels, h, w) -> (n, classes)."""
 
     def __init__(self, cell: Wiring, body: nn.Module, head: nn.Module) -> None:
         super().__init__()
