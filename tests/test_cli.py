@@ -92,7 +92,8 @@ def test_search_passes_its_defaults_on(job: Job) -> None:
     assert (name, call["progress"]) == ("search", False)
     del call["log"], call["progress"]
     assert call == {
-        "data": "digits", "space": "cells", "constraints": (), "seconds": 200.0, "trials": None, "strategy": "nsga2",
+        "data": "digits", "space": "cells", "constraints": (), "budget": 200.0, "networks": 8,
+        "trials": None, "strategy": "nsga2",
         "objectives": (Objective("error"), Objective("latency_ms", "ms"), Objective("memory_mb", "MB")),
         "out": Path("runs/digits"), "seed": 0}
 
@@ -104,7 +105,7 @@ def test_search_passes_every_option_on(job: Job) -> None:
     call = job.calls[0][1]
     del call["log"], call["progress"]
     assert call == {
-        "data": "x/photos.npz", "space": "nb201", "seconds": 5400.0, "trials": 9, "strategy": "random", "seed": 3,
+        "data": "x/photos.npz", "space": "nb201", "budget": 5400.0, "trials": 9, "strategy": "random", "seed": 3,
         "objectives": (Objective("error"), Objective("size_mb", "MB")), "out": Path("here"),
         "constraints": (Constraint("latency_ms", 2.0, "ms"), Constraint("params", 1e6))}
 
@@ -118,7 +119,7 @@ def test_limits_and_the_folder_follow_from_what_is_given(
 ) -> None:
     assert main(["search", *argv]) == 0
     call = job.calls[0][1]
-    assert (call["seconds"], call["trials"], call["out"]) == (seconds, trials, Path(out))
+    assert (call["budget"], call["trials"], call["out"]) == (seconds, trials, Path(out))
 
 
 def test_the_front_is_printed_with_units_and_where_the_report_is(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,7 +207,7 @@ def test_a_file_gives_the_defaults_and_the_line_overrides_them(job: Job, tmp_pat
         'data = "set.npz"\nbudget = 90\nseed = 4\nquiet = true\nconstraint = ["latency<=2ms", "size<=1MB"]\n')
     assert main(["search", "--seed", "5", "--config", "a.toml"]) == 0
     call = job.calls[0][1]
-    assert (call["data"], call["seconds"], call["seed"]) == ("set.npz", 90.0, 5)
+    assert (call["data"], call["budget"], call["seed"]) == ("set.npz", 90.0, 5)
     assert call["constraints"] == (Constraint("latency_ms", 2.0, "ms"), Constraint("size_mb", 1.0, "MB"))
     assert main(["search", "--config", "a.toml", "--constraint", "error<=5%"]) == 0
     assert [c["constraints"] for n, c in job.calls if n == "search"][1] == (Constraint("error", 0.05),)

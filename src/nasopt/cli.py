@@ -131,6 +131,8 @@ def search(
         metavar="TIME", help="Time for search and training, everything included: 90s, 30m, 1h30m.")] = "200s",
     trials: Annotated[int | None, typer.Option(
         min=1, metavar="N", help="Search at most this many networks.")] = None,
+    networks: Annotated[int, typer.Option(
+        min=1, metavar="N", help="Train at most this many networks of the search's front.")] = 8,
     strategy: Annotated[Literal["nsga2", "random"], typer.Option(
         help="How to search: evolution (NSGA-II), or at random as a baseline.")] = "nsga2",
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the run is kept. Default: runs/NAME after "
@@ -152,8 +154,8 @@ def search(
     from nasopt import job
 
     with _resumable(folder):
-        run = job.search(data, space=space, objectives=aims, constraints=bounds, seconds=seconds, trials=trials,
-                         strategy=strategy, out=folder, seed=seed, log=_log(quiet), progress=_progress(quiet))
+        run = job.search(data, space=space, objectives=aims, constraints=bounds, budget=seconds, trials=trials,
+                         strategy=strategy, networks=networks, out=folder, seed=seed, log=_log(quiet), progress=_progress(quiet))
     _show(run, folder)
 
 

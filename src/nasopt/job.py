@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import shutil
 import sys
@@ -12,11 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import json
 import numpy as np
-import torch
 from torch import nn
 
+from nasopt import goals
 from nasopt import space as spaces
 from nasopt.analysis.hypervolume import bounds, curve, hypervolume, reference_point
 from nasopt.errors import InputError, unknown
@@ -29,8 +29,6 @@ from nasopt.pipeline.setup import Config, Setup, check_config, machine, prepare,
 from nasopt.run.storage import Sqlite
 from nasopt.tasks.data import Dataset, Split, load
 from nasopt.trial import Constraint, Objective, Study, nondominated
-
-DEFAULT_OBJECTIVES = Config("").objectives
 
 
 @dataclass(frozen=True)
@@ -69,15 +67,17 @@ class Run:
 
 
 def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: str = "cells",
-           objectives: Sequence[Objective] = DEFAULT_OBJECTIVES, constraints: Sequence[Constraint] = (), seconds: float = 200.0,
-           trials: int | None = None, strategy: str = "nsga2", out: str | Path = "runs/study", seed: int = 0,
-           networks: int = 8, log: Callable[[str], None] = print, progress: bool = False) -> Run:
+           objectives: str | Sequence[Objective] = "error,latency,memory", constraints: Sequence[str | Constraint] = (),
+           budget: float | str = 200.0, trials: int | None = None, strategy: str = "nsga2", networks: int = 8,
+           out: str | Path = "runs/study", seed: int = 0, log: Callable[[str], None] = print, progress: bool = False) -> Run:
     """Searches, trains the front, measures and exports every network, and writes the report.
 
     Args:
         data: a source that `nasopt.tasks.data.load` knows, or a `Dataset`.
         net: a network of your own with inline choices (`nasopt.nets.choices`); None: the built-in ``space``.
-        seconds: the time for everything, search and training.
+        objectives: names as on the command line, or `Objective`s.
+        constraints: bounds as on the command line ("latency<=2ms"), or `Constraint`s.
+        budget: the time for everything, search and training: seconds, or a text such as "30m".
         trials: evaluations of the search at most.
         networks: how many networks of the front are trained at most.
         out: the run folder; it must not exist yet.
@@ -89,8 +89,10 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
     """
     folder, display = Folder(Path(out)), Display(log, progress)
     name = data.name if isinstance(data, Dataset) else str(data)
-    config = Config(name, "own" if net is not None else space, tuple(objectives), tuple(constraints), seconds, trials, strategy,
-                    seed, networks)
+    aims = goals.parse_objectives(objectives) if isinstance(objectives, str) else tuple(objectives)
+    bars = tuple(goals.parse_constraint(c) if isinstance(c, str) else c for c in constraints)
+    seconds = goals.parse_duration(budget) if isinstance(budget, str) else budget
+    config = Config(name, "own" if net is not None else space, aims, bars, seconds, trials, strategy, seed, networks)
     check_config(config)
     folder.refuse_existing()
     setup = prepare(config, data if isinstance(data, Dataset) else load(data), net)
@@ -200,6 +202,7 @@ def assemble(phases: Phases, study: Study, baseline: Study | None, trained: Sequ
         "space": {"name": config.space, "size": f"{spaces.size(setup.problem.space):.3g}",
                   "description": f"{len(spaces.layout(setup.problem.space).genes)} choices"},
         "seed": config.seed,
+        "interval_note": "test error: 95 % Wilson interval over the test images; latency: first to third quartile of the runs",
         "objectives": [{"name": o.name, "unit": o.unit, "minimise": o.minimise} for o in config.objectives],
         "constraints": [str(c) for c in config.constraints],
         "front": front,
@@ -209,7 +212,8 @@ def assemble(phases: Phases, study: Study, baseline: Study | None, trained: Sequ
         | {"front_hypervolume": compare(trained, designed, names),
            "estimator": "stand-alone" if trust["fallback"] else "one-shot"},
         "trust": dict(trust),
-        "provenance": {"versions": versions(), "machine": machine(), "started": json.loads(phases.storage.get("started") or b'""'),
+        "provenance": {"versions": versions(), "machine": machine(),
+                       "started": json.loads(phases.storage.get("started") or b'""'),
                        "phases": {p: phases.clock(p) for p in phase.PHASES}, "total_seconds": phases.spent(),
                        "epochs": epochs, "warnings": list(warnings(phases, front))},
     }
@@ -227,7 +231,8 @@ def progress_of(study: Study, baseline: Study | None, strategy: str) -> dict[str
                      "hypervolume": curve(values[name], reference).tolist()} for name, s in studies.items()}
     return {"reference": reference.tolist(), "objectives": [o.name for o in problem.objectives], "curves": curves,
             "stopped": study.stopped, "scale": "natural logarithm of every objective (error: of error + 0.01)",
-            "trials": [{"by": name, "metrics": dict(t.metrics), "error": t.error} for name, s in studies.items() for t in s.trials]}
+            "trials": [{"by": name, "metrics": dict(t.metrics), "error": t.error}
+                       for name, s in studies.items() for t in s.trials]}
 
 
 def _log_values(study: Study, metrics: Mapping[str, float]) -> list[float]:
@@ -235,7 +240,8 @@ def _log_values(study: Study, metrics: Mapping[str, float]) -> list[float]:
             for o, v in zip(study.problem.objectives, study.problem.values(metrics), strict=True)]
 
 
-def compare(trained: Sequence[Mapping[str, Any]], designed: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, float]:
+def compare(trained: Sequence[Mapping[str, Any]], designed: Sequence[Mapping[str, Any]],
+            names: Sequence[str]) -> dict[str, float]:
     """Hypervolume of the trained networks and of the hand-designed ones on the final measurements, in their joint frame
     (natural logarithms; error + 0.01)."""
     def rows(records: Sequence[Mapping[str, Any]]) -> np.ndarray[Any, Any]:

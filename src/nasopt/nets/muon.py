@@ -25,7 +25,8 @@ def orthogonal(matrix: Tensor, steps: int = 3) -> Tensor:
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x if wide else x.T).to(matrix.dtype)
+    out: Tensor = x if wide else x.T
+    return out.to(matrix.dtype)
 
 
 class Muon(torch.optim.Optimizer):

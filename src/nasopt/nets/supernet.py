@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from nasopt import seed as seeds
 from nasopt.nets import choices
-from nasopt.nets.train import Augment, Fitted, Images, Recipe, autocast, batches, optimisers, set_rates, triangle
+from nasopt.nets.train import Augment, Fitted, Images, Recipe, autocast, batches, channels_last, optimisers, set_rates, triangle
 from nasopt.space import Arch, Layout, Space, layout
 
 
@@ -47,7 +47,7 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, steps: i
     """
     started, space = time.perf_counter(), choices.space_of(net)
     opts = optimisers(net, recipe)
-    net.train().to(memory_format=torch.channels_last)
+    channels_last(net.train())
     tail: list[float] = []
     for step, (x, y) in zip(range(steps), batches(data, recipe.batch_for(data), augment, seed, 0), strict=False):
         set_rates(opts, triangle(step, steps, recipe.warmup))

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from torch.nn import functional
 
 from nasopt import seed as seeds
 from nasopt.nets.muon import Muon
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,7 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, seed: in
     """
     started, steps = time.perf_counter(), steps_of(data, recipe)
     opts = optimisers(net, recipe)
-    net.train().to(memory_format=torch.channels_last)
+    channels_last(net.train())
     tail: list[float] = []
     for step, (x, y) in zip(range(steps), batches(data, recipe.batch_for(data), augment, seed, number), strict=False):
         set_rates(opts, triangle(step, steps, recipe.warmup))
@@ -220,6 +223,12 @@ def error(net: nn.Module, data: Images, batch: int = 512, fast: bool = False) ->
     return wrong / len(data)
 
 
+def channels_last(net: M) -> M:
+    """The same module with its kernels laid out channels last."""
+    moved: M = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
 def autocast(enabled: bool = True) -> torch.autocast:
     """bf16 autocast on this machine if it pays (`bf16_pays`)."""
     return torch.autocast("cpu", torch.bfloat16, enabled=enabled and bf16_pays())
@@ -229,7 +238,7 @@ def autocast(enabled: bool = True) -> torch.autocast:
 def bf16_pays() -> bool:
     """True if a convolution of typical size is faster in bf16 than in fp32 on this processor (measured once)."""
     x = torch.randn(64, 32, 16, 16).contiguous(memory_format=torch.channels_last)
-    net = nn.Conv2d(32, 32, 3, padding=1).to(memory_format=torch.channels_last)
+    net = channels_last(nn.Conv2d(32, 32, 3, padding=1))
 
     def seconds(low: bool) -> float:
         times = []

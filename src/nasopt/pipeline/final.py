@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from scipy import stats
 from torch import nn
 
 from nasopt import seed as seeds
-from nasopt.analysis.hypervolume import bounds, hypervolume, reference_point
+from nasopt.analysis.hypervolume import hypervolume, reference_point
 from nasopt.cost.clock import Latency, onnx_latency
 from nasopt.cost.count import Count
 from nasopt.cost.forward import capture
@@ -123,7 +122,7 @@ class Delivery:
         setup = self.setup
         fitted = train.fit(net, setup.rest, self.recipe, setup.augment, setup.config.seed, number, watch)
         metrics: dict[str, float] = {"error": train.error(net, setup.validation)}
-        net = net.to(memory_format=torch.contiguous_format)
+        net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for model in (Count(), Memory(), Latency()):
             metrics.update(model(net, setup.example))
         files = self.export(net, folder)

@@ -9,11 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
@@ -38,7 +37,7 @@ from nasopt.run.search import INTERRUPTED, Budget, Progress, search
 from nasopt.space import Arch
 from nasopt.trial import Ask, Study, Trial
 
-SHARES: Mapping[str, float] = {"supernet": 0.22, "trust": 0.10, "search": 0.08, "random search": 0.08}
+SHARES: Mapping[str, float] = {"supernet": 0.20, "trust": 0.10, "search": 0.10, "random search": 0.10}
 """Share of the time budget of every phase before the final trainings, which take the rest."""
 
 PHASES = (*SHARES, "final training")
@@ -56,13 +55,14 @@ class Phases:
     display: Display
 
     # -------------------------------------------------------------------------------------------------------- bookkeeping
-    def remember(self, name: str, compute: Callable[[], Any]) -> Any:
+    def remember(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A JSON result: the stored one, or computed now and stored."""
         blob = self.storage.get(name)
         if blob is None:
             blob = json.dumps(compute()).encode()
             self.storage.put(name, blob)
-        return json.loads(blob)
+        found: dict[str, Any] = json.loads(blob)
+        return found
 
     def seconds(self, phase: str) -> float:
         """The share of the time budget that a phase has."""
@@ -113,9 +113,9 @@ class Phases:
         blob = self.storage.get("supernet.weights")
         if blob is None:
             raise InputError(f"{self.folder.study} lost the weights of its supernet: start the run again in a new folder.")
-        net = copy.deepcopy(self.setup.net)
+        net: nn.Module = copy.deepcopy(self.setup.net)
         net.load_state_dict(tensors_from_bytes(blob))
-        return net.to(memory_format=torch.channels_last)
+        return train.channels_last(net)
 
     def one_shot(self) -> OneShot:
         """Judges by shared weights."""
@@ -151,16 +151,17 @@ class Phases:
             pairs = []
             with self.display.phase("trust") as watch:
                 for k, arch in enumerate(self.witnesses()):
-                    pairs.append(self.remember(f"witness {k}", lambda k=k, arch=arch: self._witness(k, arch)))
+                    pair = self.remember(f"witness {k}", partial(self._witness, k, arch))
+                    pairs.append([pair["shared"], pair["alone"]])
                     watch(k + 1, WITNESSES)
             return {"pairs": pairs}
 
         found = self.remember("trust", compute)
         return {**found, **judge(found["pairs"], self.setup.config)}
 
-    def _witness(self, k: int, arch: Arch) -> list[float]:
+    def _witness(self, k: int, arch: Arch) -> dict[str, float]:
         ask = Ask(k, arch, 1.0, self.setup.config.seed, "trust")
-        return [self.one_shot()(ask)["error"], self.alone()(ask)["error"]]
+        return {"shared": self.one_shot()(ask)["error"], "alone": self.alone()(ask)["error"]}
 
     # ------------------------------------------------------------------------------------------------------------- search
     def estimator(self) -> Estimator:
@@ -200,8 +201,10 @@ class Phases:
             volume = hypervolume(archive.values / reference[0], np.ones(values.shape[1])) if reference else 0.0
             note = f"{progress.done} networks, front {len(archive)}, hypervolume {volume:.3f}"
             limit = self.setup.config.trials
-            done = (progress.done, limit) if limit else (min(progress.spent, self.seconds(title)), self.seconds(title))
-            watch(*done, note)
+            if limit:
+                watch(progress.done, limit, note)
+            else:
+                watch(min(progress.spent, self.seconds(title)), self.seconds(title), note)
 
         return tell
 
@@ -226,24 +229,38 @@ class Phases:
 
     def deliver(self, trials: Sequence[Trial], epochs: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Trains, exports and measures the finalists and the hand-designed networks: their records."""
-        setup = self.setup
-        delivery = final.Delivery(setup, train.Recipe(epochs=epochs))
-        jobs: list[tuple[str, Callable[[], nn.Module], dict[str, Any]]] = []
-        for trial in trials:
-            arch = trial.ask.arch
-            jobs.append((spaces.key(arch)[:8], lambda arch=arch: choices.extract(setup.net, arch), {
-                "architecture": spaces.labels(setup.problem.space, arch), "predicted": dict(trial.metrics)}))
-        for name in final.designed(setup):
-            jobs.append((name.lower().replace(" ", "-"), lambda name=name: final.designed(setup)[name], {"name": name}))
-        records = []
+        orders = [self._found(t) for t in trials] + [self._designed(name) for name in final.designed(self.setup)]
+        delivery, records = final.Delivery(self.setup, train.Recipe(epochs=epochs)), []
         with self.display.phase("final training") as watch:
-            for number, (identity, build, about) in enumerate(jobs):
-                def tick(done: int, total: int, number: int = number, identity: str = identity) -> None:
-                    watch(number + done / total, len(jobs), identity)
-
-                records.append(self.remember(f"final {identity}", lambda: {"id": identity, **about, **delivery(
-                    build(), number, self.folder.model(identity), tick)}))
+            for number, order in enumerate(orders):
+                records.append(self.remember(f"final {order.id}", partial(self._delivered, delivery, order, number, partial(
+                    _within, watch, number, len(orders), order.id))))
         return records[:len(trials)], records[len(trials):]
+
+    def _found(self, trial: Trial) -> Order:
+        arch, setup = trial.ask.arch, self.setup
+        about = {"architecture": spaces.labels(setup.problem.space, arch), "predicted": dict(trial.metrics)}
+        return Order(spaces.key(arch)[:8], about, partial(choices.extract, setup.net, arch))
+
+    def _designed(self, name: str) -> Order:
+        return Order(name.lower().replace(" ", "-"), {"name": name}, lambda: final.designed(self.setup)[name])
+
+    def _delivered(self, delivery: final.Delivery, order: Order, number: int,
+                   watch: Callable[[int, int], None]) -> dict[str, Any]:
+        return {"id": order.id, **order.about, **delivery(order.build(), number, self.folder.model(order.id), watch)}
+
+
+@dataclass(frozen=True)
+class Order:
+    """A network to train: its name, what its record says of it, and how to build it untrained."""
+
+    id: str
+    about: dict[str, Any]
+    build: Callable[[], nn.Module]
+
+
+def _within(watch: Watch, number: int, count: int, note: str, done: int, total: int) -> None:
+    watch(number + done / total, count, note)
 
 
 def judge(pairs: Sequence[Sequence[float]], config: Config) -> dict[str, Any]:

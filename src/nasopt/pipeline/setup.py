@@ -21,10 +21,10 @@ from nasopt.nets import choices
 from nasopt.nets.supernet import sandwich
 from nasopt.nets.train import Augment, Images
 from nasopt.protocols import CostModel, Strategy
+from nasopt.space import Arch
 from nasopt.strategies.evolution import NSGA2
 from nasopt.strategies.random import RandomSearch
 from nasopt.tasks.data import Dataset, Split, normalisation, split
-from nasopt.space import Arch
 from nasopt.trial import Constraint, Metrics, Objective, Problem
 
 VALIDATION = 2000
@@ -32,7 +32,7 @@ VALIDATION = 2000
 
 
 STRATEGIES: Mapping[str, Callable[[Problem, int, Sequence[Arch]], Strategy]] = {
-    "nsga2": lambda problem, seed, initial: NSGA2(problem, seed, population=32, initial=initial),
+    "nsga2": lambda problem, seed, initial: NSGA2(problem, seed, population=24, initial=initial),
     "random": lambda problem, seed, initial: RandomSearch(problem, seed),
 }
 
