@@ -1,4 +1,4 @@
-"""Shows that the supernet computes on a path what the extracted network computes, and that NAS-Bench-201's networks have
+"""Shows: the supernet computes on a path what the extracted network computes; NAS-Bench-201 networks have
 the published sizes.
 
     python benchmarks/extraction.py [--archs 100]

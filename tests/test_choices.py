@@ -39,18 +39,14 @@ class Everything(nn.Module):
         inner = Width([3, 6])
         self.stem = nn.Sequential(Conv2d(3, self.width, KernelSize([1, 3, 5])), BatchNorm2d(self.width), nn.ReLU())
         hidden = self.width * 2
-        self.expand = nn.ModuleList(
-            [Conv2d(self.width, hidden, 1), Conv2d(hidden, hidden, 3, padding=1, groups=hidden)]
-        )
+        self.expand = nn.ModuleList([Conv2d(self.width, hidden, 1), Conv2d(hidden, hidden, 3, padding=1, groups=hidden)])
         self.shrink = Conv2d(hidden, inner, 1)
         self.blocks = Depth([self._block(inner), self._block(inner)], [0, 1, 2])
         wiring = Wiring(3, ("none", "skip", "conv"), none="none", skip="skip")
         self.cells = nn.Sequential(*[self._graph(wiring, inner) for _ in range(2)])
         self.mix = DifferentiableOp({"tanh": nn.Tanh(), "relu": nn.ReLU()})
         last = Width([5, 7])
-        self.tail = OneOf(
-            {"same": nn.Identity(), "deep": Depth([Conv2d(inner, inner, 1), self._tail(inner, last)], [1, 2])}
-        )
+        self.tail = OneOf({"same": nn.Identity(), "deep": Depth([Conv2d(inner, inner, 1), self._tail(inner, last)], [1, 2])})
         self.twice = OneOf([nn.Tanh(), nn.Identity()])
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), LayerNorm(inner), Linear(inner, 4))
 
@@ -260,3 +256,16 @@ def test_shared_blocks_make_one_choice() -> None:
 def test_errors_name_the_input(make: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()  # type: ignore[operator]
+
+
+def test_a_choice_under_two_options_belongs_to_the_scope_around_both() -> None:
+    width = Width([2, 4])
+    options = {"one": Conv2d(3, width, 1), "two": Conv2d(3, width, 3, padding=1), "none": nn.Conv2d(3, 4, 1)}
+    net = nn.ModuleDict({"pick": OneOf(options)})
+    assert {g.path: g.parent for g in space.layout(choices.space_of(net)).genes} == {
+        "pick": -1,
+        "pick.one.out_channels": -1,
+    }
+    arch = {"pick": 1, "pick.one.out_channels": 0}
+    pick = choices.extract(net, arch)["pick"]
+    assert isinstance(pick, nn.Conv2d) and (pick.out_channels, pick.kernel_size) == (2, (3, 3))
