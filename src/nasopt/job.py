@@ -178,7 +178,7 @@ def _carry_out(phases: Phases) -> Run:
         plan = phases.finalists(study)
         chosen = [next(t for t in study.trials if t.ask.number == n) for n in plan["numbers"]]
         trained, designed = phases.deliver(chosen, plan["epochs"])
-    results = assemble(phases, study, baseline, trained, designed, trust, plan["epochs"])
+    results = assemble(phases, study, baseline, trained, designed, trust, plan)
     folder.write_json("results.json", results)
     folder.write_json("front.json", [{k: r[k] for k in ("id", "architecture", "metrics", "files")} for r in results["front"]])
     report(folder.path)
@@ -187,7 +187,7 @@ def _carry_out(phases: Phases) -> Run:
 
 # --------------------------------------------------------------------------------------------------------------- results
 def assemble(phases: Phases, study: Study, baseline: Study | None, trained: Sequence[Mapping[str, Any]],
-             designed: Sequence[Mapping[str, Any]], trust: Mapping[str, Any], epochs: float) -> dict[str, Any]:
+             designed: Sequence[Mapping[str, Any]], trust: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the report shows, as plain JSON values."""
     setup, config = phases.setup, phases.setup.config
     names = ["test_error" if o.name == "error" else o.name for o in config.objectives]
@@ -215,7 +215,7 @@ def assemble(phases: Phases, study: Study, baseline: Study | None, trained: Sequ
         "provenance": {"versions": versions(), "machine": machine(),
                        "started": json.loads(phases.storage.get("started") or b'""'),
                        "phases": {p: phases.clock(p) for p in phase.PHASES}, "total_seconds": phases.spent(),
-                       "epochs": epochs, "warnings": list(warnings(phases, front))},
+                       "epochs": plan["epochs"], "warnings": warnings(phases, front, plan)},
     }
 
 
@@ -254,13 +254,15 @@ def compare(trained: Sequence[Mapping[str, Any]], designed: Sequence[Mapping[str
     return {"found": hypervolume(rows(trained), reference) / total, "designed": hypervolume(rows(designed), reference) / total}
 
 
-def warnings(phases: Phases, front: Sequence[Mapping[str, Any]]) -> list[str]:
+def warnings(phases: Phases, front: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> list[str]:
     """What a reader should know before believing the rest."""
     out = []
     if not has_onnx():
         out.append("ONNX is not installed: no ONNX files were written (pip install 'nasopt[onnx]').")
     if phases.spent() > 1.2 * phases.setup.config.seconds:
         out.append(f"The run took {phases.spent():.0f} s instead of {phases.setup.config.seconds:.0f} s.")
+    if plan["dear"]:
+        out.append(f"{len(plan['dear'])} larger networks of the search's front were too dear to train in this time.")
     if len(front) < 3:
         out.append(f"Only {len(front)} networks are on the front: give more time.")
     return out

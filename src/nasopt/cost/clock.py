@@ -17,7 +17,7 @@ from nasopt.cost.forward import batch_of, frozen
 from nasopt.errors import InputError, unknown
 from nasopt.trial import Metrics
 
-SETTLE_S = 0.1
+SETTLE_S = 0.05
 """Very short calls are timed for at least this long in all (but not more than 20 times as often as asked)."""
 
 

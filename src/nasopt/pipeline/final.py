@@ -27,6 +27,9 @@ from nasopt.pipeline.setup import Setup
 from nasopt.trial import Metrics, Objective, Trial
 
 MIN_NETWORKS, MIN_EPOCHS, MAX_EPOCHS = 5, 6.0, 60.0
+LARGEST_SHARE = 0.35
+"""Share of the time for final trainings that `MIN_EPOCHS` of one network may take."""
+
 EXPORT_SECONDS = 4.0
 """What exporting and measuring one network takes, roughly."""
 
@@ -35,6 +38,19 @@ def scaled(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Objectives on a scale on which ratios count: log(1 + v / median) per column; order is kept."""
     middle = np.median(values, axis=0)
     return np.log1p(values / np.where(middle > 0, middle, 1.0))
+
+
+def useful(trials: Sequence[Trial], labels: NDArray[np.int64]) -> list[Trial]:
+    """The trials whose error lies in the lower half between the best one's and that of always guessing the commonest class;
+    more of them, in the order of their error, if fewer than `MIN_NETWORKS` do.
+
+    Args:
+        labels: of the training part.
+    """
+    ordered = sorted(trials, key=lambda t: t.metrics["error"])
+    guess = 1 - float(np.bincount(labels).max()) / len(labels)
+    limit = (ordered[0].metrics["error"] + guess) / 2
+    return [t for k, t in enumerate(ordered) if k < MIN_NETWORKS or t.metrics["error"] <= limit]
 
 
 def choose(trials: Sequence[Trial], objectives: Sequence[Objective], designed: Sequence[Metrics], n: int) -> list[Trial]:

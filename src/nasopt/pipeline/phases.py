@@ -37,7 +37,7 @@ from nasopt.run.search import INTERRUPTED, Budget, Progress, search
 from nasopt.space import Arch
 from nasopt.trial import Ask, Study, Trial
 
-SHARES: Mapping[str, float] = {"supernet": 0.20, "trust": 0.10, "search": 0.10, "random search": 0.10}
+SHARES: Mapping[str, float] = {"supernet": 0.20, "trust": 0.08, "search": 0.12, "random search": 0.12}
 """Share of the time budget of every phase before the final trainings, which take the rest."""
 
 PHASES = (*SHARES, "final training")
@@ -210,7 +210,10 @@ class Phases:
 
     # -------------------------------------------------------------------------------------------------------------- final
     def finalists(self, study: Study) -> dict[str, Any]:
-        """Which networks of the front are trained, and for how long; from the time that is left."""
+        """Which networks of the front are trained, and for how long; from the time that is left.
+
+        A network one of whose epochs is too dear for the time (`final.LARGEST_SHARE`) gives way to the next best.
+        """
         return self.remember("finalists", lambda: self._choose(study))
 
     def _choose(self, study: Study) -> dict[str, Any]:
@@ -220,12 +223,23 @@ class Phases:
         baselines = final.designed(setup)
         bars = [{k: v for m in setup.cost_models() for k, v in m(net.eval(), setup.example).items()}
                 for net in baselines.values()]
-        chosen = final.choose(study.front(), setup.problem.objectives, bars, setup.config.networks)
         recipe = train.Recipe()
-        epochs = [final.epoch_seconds(choices.extract(setup.net, t.ask.arch), setup.rest, recipe) for t in chosen]
         bar_epochs = [final.epoch_seconds(net, setup.rest, recipe) for net in baselines.values()]
-        n, length = final.plan(epochs, bar_epochs, max(setup.config.seconds - self.spent(), 0.2 * setup.config.seconds))
-        return {"numbers": [t.ask.number for t in chosen[:n]], "epochs": length}
+        seconds = max(setup.config.seconds - self.spent(), 0.2 * setup.config.seconds)
+        limit, epochs = seconds * final.LARGEST_SHARE / final.MIN_EPOCHS, dict[int, float]()
+        left = final.useful(study.front(), setup.dataset.y[setup.split.train])
+        while True:
+            chosen = final.choose(left, setup.problem.objectives, bars, setup.config.networks)
+            for t in chosen:
+                if t.ask.number not in epochs:
+                    epochs[t.ask.number] = final.epoch_seconds(choices.extract(setup.net, t.ask.arch), setup.rest, recipe)
+            dear = [t for t in chosen if epochs[t.ask.number] > limit]
+            if not dear or len(left) - len(dear) < final.MIN_NETWORKS:
+                break
+            left = [t for t in left if t not in dear]
+        n, length = final.plan([epochs[t.ask.number] for t in chosen], bar_epochs, seconds)
+        return {"numbers": [t.ask.number for t in chosen[:n]], "epochs": length,
+                "dear": [k for k, s in epochs.items() if s > limit and k not in {t.ask.number for t in chosen[:n]}]}
 
     def deliver(self, trials: Sequence[Trial], epochs: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Trains, exports and measures the finalists and the hand-designed networks: their records."""

@@ -51,10 +51,11 @@ HEADS: dict[str, Callable[[Size, int], nn.Module]] = {
 class Stage(nn.Module):
     """A change of width (and size), then cells of one width: (n, in, h, w) -> (n, width, h', w')."""
 
-    def __init__(self, width: Width, reduce: nn.Module, cells: Depth) -> None:
+    def __init__(self, width: Width, reduce: nn.Module, cell: Wiring | None, cells: Depth) -> None:
         super().__init__()
         self.width = width
         self.reduce = reduce
+        self.cell = cell
         self.cells = cells
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,9 +66,8 @@ class Stage(nn.Module):
 class CellNet(nn.Module):
     """Stem, stages, head: (n, channels, h, w) -> logits (n, classes). `cells` builds it."""
 
-    def __init__(self, cell: Wiring | None, first: Stage, stages: nn.Module, head: nn.Module, out: Size) -> None:
+    def __init__(self, first: Stage, stages: nn.Module, head: nn.Module, out: Size) -> None:
         super().__init__()
-        self.cell = cell
         self.first = first
         self.stages = stages
         self.pool = nn.Sequential(norm(out), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -93,9 +93,8 @@ def default_strides(input_shape: tuple[int, int, int]) -> tuple[int, ...]:
 
 
 def default_widths(input_shape: tuple[int, int, int], stages: int) -> tuple[tuple[int, ...], ...]:
-    """The widths of every stage: they double from stage to stage; quarter, half and full width of 32 below 16 pixels,
-    half, three quarters and full width of 16 above."""
-    first = (8, 16, 32) if min(input_shape[1:]) < 16 else (8, 12, 16)
+    """The widths of every stage: quarter, half and full width of 32 in the first, doubling from stage to stage."""
+    first = (8, 16, 32)
     return tuple(tuple(width << stage for width in first) for stage in range(stages))
 
 
@@ -110,7 +109,7 @@ def cells(
     classes: int,
     *,
     stages: int | Sequence[int] | None = None,
-    nodes: int = 4,
+    nodes: int = 3,
     cells_per_stage: Sequence[int] = (1, 2),
     widths: Sequence[Sequence[int]] | None = None,
     operations: Sequence[str] = tuple(OPERATIONS),
@@ -129,7 +128,7 @@ def cells(
         cells_per_stage: the numbers of cells to choose from.
         widths: the channels to choose from, for each stage (default: `default_widths`).
         operations: labels of `nasopt.nets.ops.OPERATIONS`.
-        shared: all cells have the same operations (their weights stay their own); otherwise each has its own.
+        shared: the cells of a stage have the same operations (their weights stay their own); otherwise each has its own.
         strides: the stem's strides to choose from, among 1, 2, 4 (default: `default_strides`).
         reductions: how a later stage may begin, labels of `REDUCTIONS`.
         heads: labels of `HEADS`.
@@ -155,22 +154,21 @@ def cells(
         none="none" if "none" in operations else None,
         skip="skip" if "skip" in operations else None,
     )
-    cell = wiring() if shared else None
     sizes = _widths(widths)
 
-    def column(width: Width) -> Depth:
-        return Depth([_graph(cell or wiring(), width) for _ in range(max(cells_per_stage))], cells_per_stage)
+    def stage(width: Width, reduce: nn.Module) -> Stage:
+        cell = wiring() if shared else None
+        graphs = [_graph(cell or wiring(), width) for _ in range(max(cells_per_stage))]
+        return Stage(width, reduce, cell, Depth(graphs, cells_per_stage))
 
-    first = Stage(
-        sizes[0], _one_of({f"stride_{s}": _stem(input_shape[0], sizes[0], s) for s in strides}), column(sizes[0])
-    )
+    first = stage(sizes[0], _one_of({f"stride_{s}": _stem(input_shape[0], sizes[0], s) for s in strides}))
     later = [
-        Stage(width, _one_of({r: REDUCTIONS[r](Upstream([before]), width) for r in reductions}), column(width))
+        stage(width, _one_of({r: REDUCTIONS[r](Upstream([before]), width) for r in reductions}))
         for before, width in pairwise(sizes)
     ]
     body = Depth(later, [n - 1 for n in counts]) if later else nn.Identity()
     out = Upstream(sizes, body if isinstance(body, Depth) else None)
-    return CellNet(cell, first, body, _one_of({h: HEADS[h](out, classes) for h in heads}), out)
+    return CellNet(first, body, _one_of({h: HEADS[h](out, classes) for h in heads}), out)
 
 
 def _one_of(options: dict[str, nn.Module]) -> nn.Module:

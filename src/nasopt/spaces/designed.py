@@ -39,9 +39,9 @@ def _size(input_shape: tuple[int, int, int], classes: int) -> int:
     return min(input_shape[1:])
 
 
-def small_resnet(input_shape: tuple[int, int, int], classes: int, blocks: int = 3) -> nn.Module:
+def small_resnet(input_shape: tuple[int, int, int], classes: int, blocks: int = 1) -> nn.Module:
     """ResNet for small images (He et al., CVPR 2016, §4.2): stages of 16, 32, 64 channels, ``blocks`` basic blocks
-    each (3: ResNet-20), shortcuts as 1x1 convolutions. Below 16 pixels stages of 16 and 32; from 64 pixels on a stem
+    each (1: ResNet-8, as in MLPerf Tiny, arXiv 2106.07597; 3: ResNet-20), shortcuts as 1x1 convolutions. Below 16 pixels stages of 16 and 32; from 64 pixels on a stem
     of stride 2 and, from 128 on, one of stride 4.
 
     Args:
@@ -68,8 +68,8 @@ MOBILENET = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96,
 is usual for 32x32 images."""
 
 
-def small_mobilenet(input_shape: tuple[int, int, int], classes: int, width: float = 0.5) -> nn.Module:
-    """MobileNetV2 at half width (its last layer too) with ReLU and the strides for 32x32 images. From 64 pixels on the
+def small_mobilenet(input_shape: tuple[int, int, int], classes: int, width: float = 0.25) -> nn.Module:
+    """MobileNetV2 at a quarter of its width (its last layer too) with ReLU and the strides for 32x32 images. From 64 pixels on the
     stem has stride 2, from 128 on the second stage too; strides that would leave fewer than 2 pixels are 1.
 
     Args:

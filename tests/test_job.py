@@ -1,0 +1,215 @@
+"""The main job, from a small data set to files and report; and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import nasopt
+from nasopt import job
+from nasopt.errors import InputError
+from nasopt.nets.choices import BatchNorm2d, Conv2d, OneOf, Width
+from nasopt.pipeline import phases
+from nasopt.run.storage import Sqlite
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 8x8 images: bright at the top, in the middle, at the bottom."""
+    rng = np.random.default_rng(0)
+    y = np.arange(180) % 3
+    x = rng.integers(0, 120, (180, 8, 8))
+    for k, label in enumerate(y):
+        x[k, 3 * label:3 * label + 2] += 100
+    path = tmp_path_factory.mktemp("data") / "bars.npz"
+    np.savez(path, x=x.astype(np.uint8), y=y)
+    return path
+
+
+class Own(nn.Module):
+    """A user's network."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        width = Width([4, 8])
+        self.width = width
+        self.stem = OneOf({"three": Conv2d(1, width, 3, padding=1), "five": Conv2d(1, width, 5, padding=2)})
+        self.norm = BatchNorm2d(width)
+        self.last = Conv2d(width, classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.last(torch.relu(self.norm(self.stem(x)))).amax((2, 3))
+        return y
+
+
+def own(classes: int = 3) -> Own:
+    torch.manual_seed(0)
+    return Own(classes)
+
+
+def search(data: Path, out: Path, **options: object) -> job.Run:
+    options = {"net": own(), "budget": 12.0, "trials": 6, "networks": 3, "log": lambda line: None} | options
+    return nasopt.search(data, out=out, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> job.Run:
+    return search(data, tmp_path_factory.mktemp("runs") / "bars")
+
+
+def test_a_run_folder_holds_what_is_promised(run: job.Run) -> None:
+    assert {p.name for p in run.path.iterdir()} >= {"study.db", "random.db", "front.json", "split.npz", "report.html",
+                                                    "results.json", "models"}
+    front = json.loads((run.path / "front.json").read_text())
+    assert front
+    for entry in front:
+        assert set(entry) == {"id", "architecture", "metrics", "files"}
+        assert {"test_error", "latency_ms", "memory_mb", "params", "flops"} <= set(entry["metrics"])
+        assert all((run.path / name).is_file() for name in entry["files"].values())
+    assert [n.id for n in run.front()] == [e["id"] for e in front]
+    split = np.load(run.path / "split.npz")
+    assert sorted(np.concatenate([split[k] for k in ("train", "val", "test")])) == list(range(180))
+
+
+def test_the_front_is_not_dominated_by_anything_trained(run: job.Run) -> None:
+    keys = ("test_error", "latency_ms", "memory_mb")
+    everything = [r["metrics"] for group in ("front", "dominated") for r in run.results[group]]
+    for found in run.front():
+        assert not any(all(m[k] <= found.metrics[k] for k in keys) and any(m[k] < found.metrics[k] for k in keys)
+                       for m in everything)
+
+
+def test_the_exported_files_give_the_stated_error_without_nasopt(run: job.Run, data: Path) -> None:
+    script = """
+import json, sys
+sys.modules["nasopt"] = None
+import numpy as np, onnxruntime, torch
+folder, data = sys.argv[1:]
+raw, test = np.load(data), np.load(folder + "/split.npz")["test"]
+out = []
+for net in json.load(open(folder + "/front.json")):
+    session = onnxruntime.InferenceSession(folder + "/" + net["files"]["onnx"])
+    onnx = session.run(None, {session.get_inputs()[0].name: raw["x"][test]})[0]
+    plain = torch.export.load(folder + "/" + net["files"]["torch"]).module()(torch.from_numpy(raw["x"][test])).detach().numpy()
+    out.append([float((a.argmax(1) != raw["y"][test]).mean()) for a in (onnx, plain)] + [net["metrics"]["test_error"]])
+print(json.dumps(out))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(run.path), str(data)], capture_output=True, text=True, check=True)
+    for onnx, plain, stated in json.loads(done.stdout):
+        assert onnx == stated
+        assert plain == pytest.approx(stated, abs=1 / 36)
+
+
+def test_baselines_and_trust_are_in_the_record(run: job.Run) -> None:
+    results = run.results
+    assert {r["name"] for r in results["designed"]} == {"small ResNet", "small MobileNetV2-like"}
+    assert set(results["search"]["curves"]) == {"nsga2", "random"}
+    assert len(results["search"]["curves"]["random"]["hypervolume"]) == 6
+    assert 0 <= results["search"]["front_hypervolume"]["found"] <= 1
+    low, high = results["trust"]["interval"]
+    assert -1 <= low <= results["trust"]["value"] <= high <= 1
+    assert results["trust"]["fallback"] == (results["trust"]["value"] < results["trust"]["threshold"])
+    assert set(results["provenance"]["phases"]) == set(phases.PHASES)
+
+
+def test_resuming_a_finished_run_changes_nothing(run: job.Run, data: Path) -> None:
+    before = (run.path / "front.json").read_bytes()
+    again = nasopt.resume(run.path, net=own(), log=lambda line: None)
+    assert (run.path / "front.json").read_bytes() == before
+    assert [n.id for n in again.front()] == [n.id for n in run.front()]
+
+
+def test_an_interrupted_run_resumes_where_it_was(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, out = phases.Phases.finalists, tmp_path / "run"
+
+    def stop(self: phases.Phases, study: object) -> dict[str, object]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phases.Phases, "finalists", stop)
+    with pytest.raises(KeyboardInterrupt):
+        search(data, out)
+    log = Sqlite(out / "study.db", readonly=True)
+    before = list(log.events())
+    log.close()
+    assert not (out / "front.json").exists()
+    monkeypatch.setattr(phases.Phases, "finalists", real)
+    resumed = nasopt.resume(out, net=own(), log=lambda line: None)
+    log = Sqlite(out / "study.db", readonly=True)
+    assert list(log.events()) == before
+    log.close()
+    assert resumed.front()
+
+
+def test_export_copies_one_network_and_overwrites_nothing(run: job.Run, tmp_path: Path) -> None:
+    first = run.front()[0]
+    to = job.export(run.path, first.id[:4], "onnx", tmp_path / "net.onnx")
+    assert to.read_bytes() == first.files["onnx"].read_bytes()
+    with pytest.raises(InputError, match="exists already"):
+        job.export(run.path, first.id, "onnx", to)
+    with pytest.raises(InputError, match="unknown network"):
+        job.export(run.path, "nonsense", "onnx", tmp_path / "b.onnx")
+    with pytest.raises(InputError, match="unknown format"):
+        job.export(run.path, first.id, "onyx", tmp_path / "b.onnx")
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    ({"constraints": ["latency<=1us"]}, r"no architecture meets latency_ms <= 0.001 ms: the best of \d+.* times the bound"),
+    ({"constraints": ["latncy<=1ms"]}, "did you mean 'latency'"),
+    ({"objectives": "error,latncy"}, "did you mean 'latency'"),
+    ({"objectives": "latency,memory"}, "must include 'error'"),
+    ({"budget": 0.0}, "budget must be positive"),
+    ({"budget": "-3m"}, "-3m"),
+    ({"trials": 0}, "at least 1"),
+    ({"networks": 0}, "at least 1"),
+    ({"net": None, "space": "cell"}, "did you mean 'cells'"),
+    ({"strategy": "nsga"}, "did you mean 'nsga2'"),
+    ({"net": own(4)}, "3 classes"),
+    ({"net": nn.Conv2d(1, 3, 3)}, "choice"),
+    ({"seed": -1}, "seed"),
+])
+def test_bad_input_is_refused_before_anything_is_written(data: Path, tmp_path: Path, options: dict[str, object],
+                                                         sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence) as refused:
+        search(data, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+    assert "\n" not in str(refused.value)
+
+
+def test_an_existing_run_is_never_overwritten(run: job.Run, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nasopt resume"):
+        search(data, run.path)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not an empty folder"):
+        search(data, tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_resume_needs_a_run_and_its_network(run: job.Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no run"):
+        nasopt.resume(tmp_path)
+    with pytest.raises(InputError, match="network of your own"):
+        nasopt.resume(run.path)
+
+
+def test_two_processes_cannot_work_on_one_run(run: job.Run) -> None:
+    held = Sqlite(run.path / "study.db")
+    try:
+        with pytest.raises(InputError, match="another process"):
+            nasopt.resume(run.path, net=own())
+    finally:
+        held.close()
+
+
+def test_distrust_falls_back_to_trainings_of_their_own(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nasopt.job.Config", lambda *a: phases.Config(*a, trust=2.0))
+    found = search(data, tmp_path / "run", trials=3, networks=1)
+    assert found.results["trust"]["fallback"]
+    assert found.results["search"]["estimator"] == "stand-alone"
+    assert all("training_seconds" in t["metrics"] for t in found.results["search"]["trials"])

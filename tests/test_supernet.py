@@ -1,0 +1,93 @@
+"""Weight sharing: which paths a step takes, recalibration, inheritance; and the rank correlation that judges it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from nasopt.analysis.rank import kendall
+from nasopt.nets import choices, supernet, train
+from nasopt.nets.choices import BatchNorm2d, Conv2d, Depth, Linear, OneOf, Width
+from nasopt.space import labels
+from test_train import images
+
+
+def block(width: Width) -> nn.Module:
+    return nn.Sequential(OneOf({"a": Conv2d(width, width, 3, padding=1), "b": Conv2d(width, width, 1)}), BatchNorm2d(width),
+                         nn.ReLU())
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.width = Width([4, 8, 12])
+        self.stem = Conv2d(1, self.width, 3, padding=1)
+        self.body = Depth([block(self.width) for _ in range(3)], [1, 2, 3])
+        self.out = Linear(self.width, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.body(self.stem(x)).mean((2, 3)))
+
+
+def test_a_step_takes_the_largest_and_the_smallest_size_with_random_operations() -> None:
+    space = choices.space_of(Net())
+    seen = set()
+    for step in range(20):
+        large, tiny, *others = [labels(space, a) for a in supernet.sandwich(space, 2, 0, step)]
+        assert large["width"] == "12"
+        assert large["body"] == "3"
+        assert tiny["width"] == "4"
+        assert tiny["body"] == "1"
+        assert len(others) == 2
+        seen |= {v for k, v in large.items() if k not in ("width", "body")}
+    assert seen == {"a", "b"}
+
+
+def test_shared_training_lowers_the_loss_and_inherited_networks_work() -> None:
+    data = images(128)
+    net = Net()
+    recipe = train.Recipe(kernel_lr=None, lr=0.1, momentum=0.9)
+    first = supernet.fit(net, data, recipe, train.Augment(), 2, 0)
+    later = supernet.fit(net, data, recipe, train.Augment(), 60, 0)
+    assert later.loss < 0.8 * first.loss
+    space = choices.space_of(net)
+    for arch in supernet.sandwich(space, 2, 1, 0):
+        alone = supernet.inherit(net, arch, data, 128)
+        assert not any(isinstance(m, choices.Choosing) for m in alone.modules())
+        assert train.error(alone, data) < 0.3
+
+
+def test_recalibration_sets_the_mean_over_the_images() -> None:
+    data = images(96)
+    net = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3))
+    nn.init.constant_(net[1].running_mean, 7.0)
+    supernet.recalibrate(net, data, 96, batch=32)
+    with torch.no_grad():
+        values = net[0](data.normalised(slice(0, 96)))
+    assert torch.allclose(net[1].running_mean, values.mean((0, 2, 3)), atol=2e-2)
+    assert torch.allclose(net[1].running_var, values.var((0, 2, 3)), rtol=5e-2)
+    assert net[1].momentum == 0.1
+    assert not net.training
+
+
+def test_kendall_equals_scipy_and_its_interval_covers() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(60):
+        a = rng.normal(size=40)
+        b = a + rng.normal(size=40)
+        found = kendall(a.tolist(), b.tolist(), seed, resamples=300)
+        assert found.value == pytest.approx(stats.kendalltau(a, b).statistic)
+        covered += found.low <= 0.5 <= found.high  # tau of a bivariate normal with rho = 1/√2 is (2/π) asin(rho) = 1/2
+    assert covered >= 50
+
+
+def test_kendall_of_a_constant_is_no_evidence() -> None:
+    found = kendall([1, 2, 3, 4], [5, 5, 5, 5])
+    assert found.value == 0
+    with pytest.raises(ValueError, match="at least 3 pairs"):
+        kendall([1, 2], [1, 2])

@@ -1,0 +1,158 @@
+"""The trainer: data path, schedule, optimiser, and that it learns."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from nasopt.nets import train
+from nasopt.nets.muon import Muon, orthogonal
+
+
+def images(n: int = 64, shape: tuple[int, int, int] = (1, 8, 8), classes: int = 2, seed: int = 0) -> train.Images:
+    """Images whose class is the half that is bright."""
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % classes
+    x = torch.rand(n, *shape, generator=g)
+    width = shape[2] // classes
+    for k in range(n):
+        x[k, :, :, int(y[k]) * width:(int(y[k]) + 1) * width] += 1.0
+    return train.Images(x, y, x.mean((0, 2, 3)), x.std((0, 2, 3)))
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+                         nn.Linear(128, 2))
+
+
+def test_normalised_images_have_zero_mean_and_unit_variance() -> None:
+    data = images(200, (3, 8, 8))
+    x = data.normalised(slice(0, 200))
+    assert x.mean((0, 2, 3)).abs().max() < 1e-5
+    assert (x.std((0, 2, 3)) - 1).abs().max() < 1e-5
+    assert torch.equal(data.part(torch.tensor([5, 7])).normalised(slice(0, 2)), data.normalised(torch.tensor([5, 7])))
+
+
+def test_translation_takes_windows_of_the_padded_image() -> None:
+    x = torch.arange(36.0).view(1, 1, 6, 6)
+    padded = torch.nn.functional.pad(x, [2] * 4, mode="reflect")
+    windows = [padded[:, :, i:i + 6, j:j + 6] for i in range(5) for j in range(5)]
+    seen = set()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        moved = train.Augment(translate=2)(x, torch.zeros(1, dtype=torch.bool), generator)
+        seen.add(next(k for k, w in enumerate(windows) if torch.equal(w, moved)))
+    assert seen == set(range(25))
+
+
+def test_flips_alternate_from_epoch_to_epoch() -> None:
+    data = images(40, (3, 16, 16))
+    augment = train.Augment(flip=True)
+    stream = train.batches(data, 40, augment, 0, 0)
+    plain = {data.normalised(slice(k, k + 1)).numpy().tobytes(): k for k in range(40)}
+    epochs = []
+    for _ in range(3):
+        x, _ = next(stream)
+        epochs.append({plain[row[None].numpy().tobytes()] for row in x if row[None].numpy().tobytes() in plain})
+    assert 0 < len(epochs[0]) < 40
+    assert epochs[1] == set(range(40)) - epochs[0]
+    assert epochs[2] == epochs[0]
+
+
+def test_only_colour_photographs_are_mirrored() -> None:
+    assert train.Augment.for_images((3, 32, 32)) == train.Augment(flip=True, translate=2)
+    assert train.Augment.for_images((1, 28, 28)) == train.Augment(flip=False, translate=1)
+    assert train.Augment.for_images((1, 8, 8)) == train.Augment(flip=False, translate=1)
+
+
+def test_an_epoch_sees_every_image_once_and_is_reproducible() -> None:
+    data = images(60)
+    a, b = (train.batches(data, 20, train.Augment(), 3, 1) for _ in range(2))
+    first = [next(a) for _ in range(3)]
+    assert sorted(float(x.sum()) for batch, _ in first for x in batch) == pytest.approx(
+        sorted(float(x.sum()) for x in data.normalised(slice(0, 60))), abs=1e-3)
+    for (x, y), (x2, y2) in zip(first, [next(b) for _ in range(3)], strict=True):
+        assert torch.equal(x, x2)
+        assert torch.equal(y, y2)
+    other = next(train.batches(data, 20, train.Augment(), 4, 1))
+    assert not torch.equal(other[0], first[0][0])
+
+
+@given(st.integers(1, 500), st.floats(0.0, 0.9))
+def test_the_learning_rate_is_a_triangle(steps: int, warmup: float) -> None:
+    rates = [train.triangle(k, steps, warmup) for k in range(steps)]
+    assert all(0 < r <= 1 + 1e-12 for r in rates)
+    top = int(np.argmax(rates))
+    assert all(a <= b + 1e-12 for a, b in pairwise(rates[:top + 1]))
+    assert all(a >= b - 1e-12 for a, b in pairwise(rates[top:]))
+    assert train.triangle(steps, steps, warmup) == 0
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 12), st.integers(1, 40), st.integers(0, 1000))
+def test_orthogonal_keeps_the_singular_vectors_and_levels_the_values(m: int, n: int, seed: int) -> None:
+    matrix = torch.randn(m, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    inside = u.T @ orthogonal(matrix, steps=5) @ vt.T
+    off = inside - torch.diag(inside.diag())
+    assert off.abs().max() < 1e-8
+    big = s / matrix.norm() > 0.05
+    assert (inside.diag()[big] > 0.3).all()
+    assert (inside.diag() < 1.3).all()
+
+
+def test_muon_keeps_the_norm_before_its_step_and_moves_by_the_learning_rate() -> None:
+    p = nn.Parameter(torch.randn(6, 4, 3, 3))
+    p.grad = torch.randn_like(p)
+    direction = p.detach() * (6 ** 0.5 / p.detach().norm())
+    Muon([p], lr=0.1, momentum=0.6).step()
+    moved = (p.detach() - direction).norm()
+    assert moved == pytest.approx(0.1 * 6 ** 0.5, rel=0.25)
+
+
+def test_kernels_go_to_muon_and_everything_else_to_sgd_once() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.Linear(8, 2))
+    sgd, muon = train.optimisers(net, train.Recipe())
+    held = [p for g in muon.param_groups for p in g["params"]]
+    assert [tuple(p.shape) for p in held] == [(8, 3, 3, 3)]
+    rest = [p for g in sgd.param_groups for p in g["params"]]
+    assert {id(p) for p in held + rest} == {id(p) for p in net.parameters()}
+    assert len(held + rest) == len(list(net.parameters()))
+    assert all(g["weight_decay"] == 0 for g in sgd.param_groups if g["params"][0].ndim == 1)
+    assert len(train.optimisers(net, train.Recipe(kernel_lr=None))) == 1
+
+
+def test_training_learns_and_is_reproducible() -> None:
+    data = images(128)
+    recipe = train.Recipe(epochs=8)
+    nets = [small(), small()]
+    before = train.error(nets[0].eval(), data)
+    fits = [train.fit(net, data, recipe, train.Augment(), 0) for net in nets]
+    assert train.error(nets[0], data) < min(before, 0.05)
+    assert fits[0].steps == train.steps_of(data, recipe)
+    assert all(torch.equal(a, b) for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True))
+    assert not nets[0].training
+
+
+def test_a_loss_that_is_not_finite_is_told() -> None:
+    data = images(64)
+    broken = train.Images(data.x * float("nan"), data.y, data.mean, data.std)
+    with pytest.raises(FloatingPointError, match="became nan at step 1"):
+        train.fit(small(), broken, train.Recipe(epochs=1), train.Augment(), 0)
+
+
+def test_error_counts_wrong_answers() -> None:
+    data = images(10)
+
+    class First(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([torch.ones(len(x)), torch.zeros(len(x))], 1)
+
+    assert train.error(First(), data, batch=3) == 0.5
