@@ -7,48 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nasopt.machine import machine, versions
+
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("nasopt", "numpy", "scipy", "torch", "moocore", "scikit-learn", "onnxruntime", "optuna", "pymoo")
-
-
-def machine() -> dict[str, Any]:
-    """The processor, its cores and the memory; nothing that names the host or its folders."""
-    return {"cpu": _processor(), "cores": os.cpu_count(), "memory_gb": _memory_gb(), "system": platform.system()}
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def _memory_gb() -> float | None:
-    if "SC_PHYS_PAGES" not in os.sysconf_names:
-        return None
-    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages of `PACKAGES` that are installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            if name == "nasopt":
-                found[name] = "source tree"
-    return found
 
 
 def write(name: str, results: Mapping[str, Any], seeds: Sequence[int]) -> Path:
@@ -77,7 +46,7 @@ def write(name: str, results: Mapping[str, Any], seeds: Sequence[int]) -> Path:
         "date": datetime.now(UTC).date().isoformat(),
         "load": _load(),
         "machine": machine(),
-        "versions": versions(),
+        "versions": versions("optuna", "pymoo"),
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"

@@ -82,7 +82,7 @@ def test_designed_networks(shape: tuple[int, int, int]) -> None:
         assert make(shape, 5)(torch.randn(2, *shape)).shape == (2, 5)
 
 
-def test_small_resnet_is_resnet_20() -> None:
+def test_small_resnet_with_three_blocks_a_stage_is_resnet_20() -> None:
     # He et al. (2016): 0.27 M parameters with option A; the projections of option B add these weights and their norms
-    count = sum(p.numel() for p in small_resnet((3, 32, 32), 10).parameters())
+    count = sum(p.numel() for p in small_resnet((3, 32, 32), 10, blocks=3).parameters())
     assert count == 269_722 + 16 * 32 + 32 * 64 + 2 * (32 + 64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -23,7 +24,7 @@ def images(n: int = 64, shape: tuple[int, int, int] = (1, 8, 8), classes: int = 
     width = shape[2] // classes
     for k in range(n):
         x[k, :, :, int(y[k]) * width:(int(y[k]) + 1) * width] += 1.0
-    return train.Images(x, y, x.mean((0, 2, 3)), x.std((0, 2, 3)))
+    return train.Images.all(x, y, x.mean((0, 2, 3)), x.std((0, 2, 3)))
 
 
 def small() -> nn.Module:
@@ -143,7 +144,7 @@ def test_training_learns_and_is_reproducible() -> None:
 
 def test_a_loss_that_is_not_finite_is_told() -> None:
     data = images(64)
-    broken = train.Images(data.x * float("nan"), data.y, data.mean, data.std)
+    broken = replace(data, x=data.x * float("nan"))
     with pytest.raises(FloatingPointError, match="became nan at step 1"):
         train.fit(small(), broken, train.Recipe(epochs=1), train.Augment(), 0)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,12 +18,13 @@ from nasopt import goals
 from nasopt import space as spaces
 from nasopt.analysis.hypervolume import bounds, curve, hypervolume, reference_point
 from nasopt.errors import InputError, unknown
+from nasopt.machine import machine, versions
 from nasopt.pipeline import phases as phase
 from nasopt.pipeline.final import has_onnx
 from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.phases import Phases
 from nasopt.pipeline.progress import Display
-from nasopt.pipeline.setup import Config, Setup, check_config, machine, prepare, survey
+from nasopt.pipeline.setup import Config, Setup, check_config, fingerprint, prepare, survey
 from nasopt.run.storage import Sqlite
 from nasopt.tasks.data import Dataset, Split, load
 from nasopt.trial import Constraint, Objective, Study, nondominated
@@ -105,7 +104,8 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
         storage.put("started", json.dumps(datetime.now(UTC).isoformat(timespec="seconds")).encode())
         storage.put("survey", json.dumps({"archs": sampled.archs, "metrics": sampled.metrics,
                                           "feasible": sampled.feasible}).encode())
-        setup.split.save(folder.split)
+        storage.put("data", fingerprint(setup.dataset).encode())
+        folder.save_split(setup.split)
         return _carry_out(Phases(setup, storage, folder, display))
     finally:
         storage.close()
@@ -134,9 +134,12 @@ def resume(out: str | Path, *, data: Dataset | None = None, net: nn.Module | Non
             raise InputError(f"{folder.path} searches a network of your own: resume it from Python with "
                              "nasopt.resume(path, net=...).")
         parts = Split.load(folder.split) if folder.split.exists() else None
-        setup = prepare(config, data or load(config.data), net, parts)
-        if parts is None:
-            setup.split.save(folder.split)
+        dataset = data or load(config.data)
+        if (storage.get("data") or fingerprint(dataset).encode()) != fingerprint(dataset).encode():
+            raise InputError(f"the data {config.data!r} is not what it was when {folder.path} began: put the old data back, or "
+                             "start a new run.")
+        setup = prepare(config, dataset, net, parts)
+        folder.save_split(setup.split)
         return _carry_out(Phases(setup, storage, folder, Display(log, progress)))
     finally:
         storage.close()
@@ -146,7 +149,7 @@ def preflight(setup: Setup) -> str:
     """One line before the start: size of the space, expected time and memory."""
     config = setup.config
     tensors = sum(t.numel() * t.element_size() for t in setup.net.state_dict().values())
-    images = setup.training.x.nbytes * 2 + setup.validation.x.nbytes
+    images = setup.training.x.nbytes
     free = shutil.disk_usage(_existing(Path.cwd())).free
     return (f"space {config.space}: {spaces.size(setup.problem.space):.3g} architectures; {len(setup.split.train)} training, "
             f"{len(setup.split.val)} validation, {len(setup.split.test)} test images; time about {config.seconds:.0f} s; "
@@ -268,17 +271,6 @@ def warnings(phases: Phases, front: Sequence[Mapping[str, Any]], plan: Mapping[s
     return out
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the result depends on."""
-    found = {"python": sys.version.split()[0]}
-    for name in ("nasopt", "torch", "numpy", "scipy", "moocore", "onnx", "onnxruntime"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def command(config: Config, out: Path) -> str:
     """The command line that repeats the run."""
     words = ["nasopt search", f"--data {config.data}", f"--space {config.space}",
@@ -299,7 +291,9 @@ def report(out: str | Path) -> Path:
 
     folder = Folder(Path(out))
     folder.require()
-    html.write(folder.read_json("results.json"), folder.report)
+    results = folder.read_json("results.json")
+    with folder.writing(folder.report):
+        html.write(results, folder.report)
     return folder.report
 
 

@@ -26,30 +26,41 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Images:
-    """Images and labels in memory, normalised batch by batch.
+    """Some of the images of a data set that stays in memory once; they are normalised batch by batch.
 
     Attributes:
-        x: (N, C, H, W), any dtype, as the user has the values.
-        y: (N,) int64.
+        x: (N, C, H, W), all images, any dtype, as the user has the values.
+        labels: (N,) int64, of all images.
         mean, std: (C,) float32, of the training part.
+        index: (n,) which of them are meant.
     """
 
     x: Tensor
-    y: Tensor
+    labels: Tensor
     mean: Tensor
     std: Tensor
+    index: Tensor
+
+    @classmethod
+    def all(cls, x: Tensor, labels: Tensor, mean: Tensor, std: Tensor) -> Images:
+        """Every image of a data set."""
+        return cls(x, labels, mean, std, torch.arange(len(labels)))
 
     def __len__(self) -> int:
-        return len(self.y)
+        return len(self.index)
+
+    @property
+    def y(self) -> Tensor:
+        """The labels (n,)."""
+        return self.labels[self.index]
 
     def part(self, index: Tensor) -> Images:
-        """The images at ``index``."""
-        return Images(self.x[index], self.y[index], self.mean, self.std)
+        """The images at ``index`` of these."""
+        return replace(self, index=self.index[index])
 
     def normalised(self, index: Tensor | slice) -> Tensor:
-        """float32 (n, C, H, W), zero mean and unit variance per channel over the training part."""
-        x = self.x[index].float()
-        x = (x - self.mean[:, None, None]) / self.std[:, None, None]
+        """float32 (k, C, H, W), zero mean and unit variance per channel over the training part."""
+        x = (self.x[self.index[index]].float() - self.mean[:, None, None]) / self.std[:, None, None]
         return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -125,11 +136,12 @@ def batches(data: Images, batch: int, augment: Augment, seed: int, number: int) 
     """Endless shuffled batches (x float32 normalised and augmented, y), reproducible from ``seed`` and ``number``."""
     generator = torch.Generator().manual_seed(seeds.integer(seed, number, "batches"))
     mirrored = torch.rand(len(data), generator=generator) < 0.5
+    labels = data.y
     while True:
         order = torch.randperm(len(data), generator=generator)
         for start in range(0, len(data) - batch + 1, batch):
             index = order[start:start + batch]
-            yield augment(data.normalised(index), mirrored[index], generator), data.y[index]
+            yield augment(data.normalised(index), mirrored[index], generator), labels[index]
         mirrored = ~mirrored
 
 
@@ -215,11 +227,11 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, seed: in
 @torch.inference_mode()
 def error(net: nn.Module, data: Images, batch: int = 512, fast: bool = False) -> float:
     """Share of images that the network, in evaluation mode, classifies wrongly. ``fast``: in bf16 where that pays."""
-    wrong = 0
+    wrong, labels = 0, data.y
     for start in range(0, len(data), batch):
         with autocast(fast):
             logits = net(data.normalised(slice(start, start + batch)))
-        wrong += int((logits.argmax(1) != data.y[start:start + batch]).sum())
+        wrong += int((logits.argmax(1) != labels[start:start + batch]).sum())
     return wrong / len(data)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nasopt.errors import InputError
+from nasopt.tasks.data import Split
 
 
 @dataclass(frozen=True)
@@ -74,21 +77,34 @@ class Folder:
         if not self.study.is_file():
             raise InputError(f"{self.path} holds no run (no study.db): start one with 'nasopt search --out {self.path}'.")
 
-    def write_json(self, name: str, data: Any) -> None:
-        """Writes a JSON file, whole or not at all.
+    @contextmanager
+    def writing(self, target: Path) -> Iterator[None]:
+        """Turns what the operating system refuses inside into one sentence.
 
         Raises:
             InputError: the disk is full or the folder cannot be written to.
         """
+        try:
+            yield
+        except OSError as problem:
+            raise InputError(f"{target} cannot be written ({problem.strerror}): free some space, then run 'nasopt resume "
+                             f"{self.path}'.") from problem
+
+    def save_split(self, split: Split) -> None:
+        """Writes the index arrays, whole or not at all."""
+        with self.writing(self.split):
+            split.save(self.split)
+
+    def write_json(self, name: str, data: Any) -> None:
+        """Writes a JSON file, whole or not at all."""
         target = self.path / name
         part = target.with_name(name + ".part")
-        try:
-            part.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
-            os.replace(part, target)
-        except OSError as problem:
-            part.unlink(missing_ok=True)
-            raise InputError(f"{target} cannot be written ({problem.strerror}): free some space or choose another "
-                             "folder.") from problem
+        with self.writing(target):
+            try:
+                part.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+                os.replace(part, target)
+            finally:
+                part.unlink(missing_ok=True)
 
     def read_json(self, name: str) -> Any:
         """What `write_json` wrote.

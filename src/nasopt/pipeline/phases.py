@@ -70,12 +70,16 @@ class Phases:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Adds what happens inside to the phase's seconds, earlier parts of a resumed run included."""
+        """Adds what happens inside to the phase's seconds, earlier parts of a resumed run included; going through a
+        phase again that was complete costs nothing."""
         started, before = time.perf_counter(), self.clock(phase)
+        complete = self.storage.get(f"complete {phase}") is not None
         try:
             yield
         finally:
-            self.storage.put(f"seconds of {phase}", json.dumps(before + time.perf_counter() - started).encode())
+            if not complete:
+                self.storage.put(f"seconds of {phase}", json.dumps(before + time.perf_counter() - started).encode())
+        self.storage.put(f"complete {phase}", b"1")
 
     def clock(self, phase: str) -> float:
         """Seconds that a phase has taken so far."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import platform
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -160,7 +159,7 @@ def prepare(config: Config, dataset: Dataset, own: nn.Module | None = None, part
     check_config(config)
     parts = parts or split(dataset, config.seed)
     mean, std = normalisation(dataset, parts.train)
-    images = Images(_nchw(dataset), torch.from_numpy(dataset.y), torch.from_numpy(mean), torch.from_numpy(std))
+    images = Images.all(_nchw(dataset), torch.from_numpy(dataset.y), torch.from_numpy(mean), torch.from_numpy(std))
     torch.manual_seed(seeds.integer(config.seed, 0, "weights"))
     net = own if own is not None else SPACES[config.space](dataset.input_shape, len(dataset.classes))
     problem = Problem(choices.space_of(net), config.objectives, config.constraints)
@@ -226,8 +225,8 @@ def survey(setup: Setup, n: int = 40) -> Sampled:
 
 def _hopeless(problem: Problem, metrics: Sequence[Metrics]) -> str:
     """The constraint whose best value in the sample is the furthest off, or, if each can be met alone, all of them."""
-    worst, best = max(((c, min((m[c.name] for m in metrics if c.name in m), default=float("inf")))
-                       for c in problem.constraints), key=lambda pair: pair[0].violation({pair[0].name: pair[1]}))
+    worst, best = max(((c, min(m[c.name] for m in metrics)) for c in problem.constraints if c.name in metrics[0]),
+                      key=lambda pair: pair[0].violation({pair[0].name: pair[1]}))
     if best <= worst.upper:
         together = " and ".join(str(c) for c in problem.constraints)
         return f"no architecture among {len(metrics)} meets {together} together, though each alone can be met: relax one."
@@ -235,17 +234,8 @@ def _hopeless(problem: Problem, metrics: Sequence[Metrics]) -> str:
             f"{worst.unit and ' ' + worst.unit} ({best / worst.upper:.3g} times the bound); relax it.")
 
 
-def machine() -> dict[str, Any]:
-    """Processor, cores and memory of this machine (no names, no paths)."""
-    import os
-
-    name, memory = platform.processor() or platform.machine(), 0.0
-    for path, field_name in ((Path("/proc/cpuinfo"), "model name"), (Path("/proc/meminfo"), "MemTotal")):
-        if path.is_file():
-            line = next((text for text in path.read_text().splitlines() if text.startswith(field_name)), "")
-            value = line.partition(":")[2].strip()
-            if field_name == "MemTotal" and value:
-                memory = int(value.split()[0]) * 1024 / 1e9
-            elif value:
-                name = value
-    return {"cpu": name, "cores": os.cpu_count() or 1, "memory_gb": round(memory, 1)}
+def fingerprint(dataset: Dataset) -> str:
+    """Changes if an image, a label or their order does."""
+    digest = hashlib.blake2b(np.ascontiguousarray(dataset.y).tobytes(), digest_size=8)
+    digest.update(np.ascontiguousarray(dataset.x).data)
+    return digest.hexdigest()

@@ -41,8 +41,8 @@ def _size(input_shape: tuple[int, int, int], classes: int) -> int:
 
 def small_resnet(input_shape: tuple[int, int, int], classes: int, blocks: int = 1) -> nn.Module:
     """ResNet for small images (He et al., CVPR 2016, §4.2): stages of 16, 32, 64 channels, ``blocks`` basic blocks
-    each (1: ResNet-8, as in MLPerf Tiny, arXiv 2106.07597; 3: ResNet-20), shortcuts as 1x1 convolutions. Below 16 pixels stages of 16 and 32; from 64 pixels on a stem
-    of stride 2 and, from 128 on, one of stride 4.
+    each (1: ResNet-8, as in MLPerf Tiny, arXiv 2106.07597; 3: ResNet-20), shortcuts as 1x1 convolutions. Below 16 pixels
+    stages of 16 and 32; from 64 pixels on a stem of stride 2 and, from 128 on, one of stride 4.
 
     Args:
         input_shape: (channels, height, width) of one image.
@@ -69,8 +69,8 @@ is usual for 32x32 images."""
 
 
 def small_mobilenet(input_shape: tuple[int, int, int], classes: int, width: float = 0.25) -> nn.Module:
-    """MobileNetV2 at a quarter of its width (its last layer too) with ReLU and the strides for 32x32 images. From 64 pixels on the
-    stem has stride 2, from 128 on the second stage too; strides that would leave fewer than 2 pixels are 1.
+    """MobileNetV2 at a quarter of its width (its last layer too) with ReLU and the strides for 32x32 images. From 64 pixels
+    on the stem has stride 2, from 128 on the second stage too; strides that would leave fewer than 2 pixels are 1.
 
     Args:
         input_shape: (channels, height, width) of one image.
