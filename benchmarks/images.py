@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write(f"images-{given.name}", {
         "title": f"The main job on {given.name}, budget {given.budget} for search and training",
         "text": f"Best test accuracy: mean {accuracy.mean():.2f} %{spread}, n = {len(rows)} seeds; no significance is claimed "
-                "for so few. The interval of one run is Wilson's, 95 %. Hypervolume on logarithms of error, latency and memory: of "
+                "for so few. The interval of one run is Wilson's, 95 %. Hypervolume on logarithms of error, latency, memory: of "
                 "the trained networks as a share of the joint frame with the hand-designed ones; of the search as the ratio to "
                 "random search at equal cost, on search-time estimates.",
         "tables": [
