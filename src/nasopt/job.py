@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from nasopt import goals
@@ -19,14 +22,15 @@ from nasopt import space as spaces
 from nasopt.analysis.hypervolume import bounds, curve, hypervolume, reference_point
 from nasopt.errors import InputError, unknown
 from nasopt.machine import machine, versions
+from nasopt.nets.train import bf16_pays
 from nasopt.pipeline import phases as phase
-from nasopt.pipeline.final import has_onnx
 from nasopt.pipeline.folder import Folder
-from nasopt.pipeline.phases import Phases
+from nasopt.pipeline.phases import Phases, load_weights, weights_to_bytes
 from nasopt.pipeline.progress import Display
-from nasopt.pipeline.setup import Config, Setup, check_config, fingerprint, prepare, survey
+from nasopt.pipeline.setup import Config, Sampled, Setup, check_config, fingerprint, has_onnx, prepare, survey
+from nasopt.run.search import spent
 from nasopt.run.storage import Sqlite
-from nasopt.tasks.data import Dataset, Split, load
+from nasopt.tasks.data import WORDS, Dataset, Split, load
 from nasopt.trial import Constraint, Objective, Study, nondominated
 
 
@@ -84,28 +88,43 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
         progress: draw progress bars.
 
     Raises:
-        InputError: anything in the input that cannot work; nothing has been written then.
+        InputError: anything in the input that cannot work, before anything is written; or, later, a disk that is full or a
+            search that finds nothing feasible.
     """
     folder, display = Folder(Path(out)), Display(log, progress)
-    name = data.name if isinstance(data, Dataset) else str(data)
-    aims = goals.parse_objectives(objectives) if isinstance(objectives, str) else tuple(objectives)
-    bars = tuple(goals.parse_constraint(c) if isinstance(c, str) else c for c in constraints)
-    seconds = goals.parse_duration(budget) if isinstance(budget, str) else budget
-    config = Config(name, "own" if net is not None else space, aims, bars, seconds, trials, strategy, seed, networks)
+    texts = [objectives] if isinstance(objectives, str) else objectives
+    aims = tuple(o for t in texts for o in (goals.parse_objectives(t) if isinstance(t, str) else (t,)))
+    limits = [constraints] if isinstance(constraints, str) else constraints
+    bars = tuple(goals.parse_constraint(c) if isinstance(c, str) else c for c in limits)
+    seconds = goals.parse_duration(budget) if isinstance(budget, str) else float(budget)
+    source = data.name if isinstance(data, Dataset) else str(data) if data in WORDS else str(Path(data).expanduser().resolve())
+    config = Config(source, "own" if net is not None else space, aims, bars, seconds, trials, strategy, seed, networks)
     check_config(config)
     folder.refuse_existing()
     setup = prepare(config, data if isinstance(data, Dataset) else load(data), net)
     sampled = survey(setup)
-    log(preflight(setup))
-    folder.create()
-    storage = Sqlite(folder.study)
+    log(preflight(setup, folder))
+    with folder.created():
+        storage = Sqlite(folder.study)
+        try:
+            _begin(storage, setup, sampled)
+            folder.save_split(setup.split)
+        finally:
+            storage.close()
+    return _continue(Sqlite(folder.study), setup, folder, display)
+
+
+def _begin(storage: Sqlite, setup: Setup, sampled: Sampled) -> None:
+    """Stores what a resume needs; the configuration last, as the sign that all of it is there."""
+    storage.put("started", json.dumps(datetime.now(UTC).isoformat(timespec="seconds")).encode())
+    storage.put("survey", json.dumps(asdict(sampled)).encode())
+    storage.put("data", fingerprint(setup.dataset).encode())
+    storage.put("initial.weights", weights_to_bytes(setup.net))
+    storage.put("config", json.dumps(setup.config.to_json()).encode())
+
+
+def _continue(storage: Sqlite, setup: Setup, folder: Folder, display: Display) -> Run:
     try:
-        storage.put("config", json.dumps(config.to_json()).encode())
-        storage.put("started", json.dumps(datetime.now(UTC).isoformat(timespec="seconds")).encode())
-        storage.put("survey", json.dumps({"archs": sampled.archs, "metrics": sampled.metrics,
-                                          "feasible": sampled.feasible}).encode())
-        storage.put("data", fingerprint(setup.dataset).encode())
-        folder.save_split(setup.split)
         return _carry_out(Phases(setup, storage, folder, display))
     finally:
         storage.close()
@@ -125,32 +144,36 @@ def resume(out: str | Path, *, data: Dataset | None = None, net: nn.Module | Non
     folder.require()
     storage = Sqlite(folder.study)
     try:
-        blob = storage.get("config")
-        if blob is None:
-            raise InputError(f"{folder.study} holds no configuration: it was interrupted before it began; remove "
-                             f"{folder.path} and start again.")
-        config = Config.from_json(json.loads(blob))
-        if config.space == "own" and net is None:
-            raise InputError(f"{folder.path} searches a network of your own: resume it from Python with "
-                             "nasopt.resume(path, net=...).")
-        parts = Split.load(folder.split) if folder.split.exists() else None
-        dataset = data or load(config.data)
-        if (storage.get("data") or fingerprint(dataset).encode()) != fingerprint(dataset).encode():
-            raise InputError(f"the data {config.data!r} is not what it was when {folder.path} began: put the old data back, or "
-                             "start a new run.")
-        setup = prepare(config, dataset, net, parts)
-        folder.save_split(setup.split)
-        return _carry_out(Phases(setup, storage, folder, Display(log, progress)))
-    finally:
+        setup = _restored(storage, folder, data, net)
+    except BaseException:
         storage.close()
+        raise
+    return _continue(storage, setup, folder, Display(log, progress))
 
 
-def preflight(setup: Setup) -> str:
+def _restored(storage: Sqlite, folder: Folder, data: Dataset | None, net: nn.Module | None) -> Setup:
+    blobs = [storage.get(name) for name in ("config", "data", "initial.weights")]
+    if blobs[0] is None or blobs[1] is None or blobs[2] is None or not folder.split.exists():
+        raise InputError(f"{folder.path} was interrupted before it began: remove it and start again.")
+    config = Config.from_json(json.loads(blobs[0]))
+    if config.space == "own" and net is None:
+        raise InputError(f"{folder.path} searches a network of your own: resume it from Python with "
+                         "nasopt.resume(path, net=...).")
+    dataset = data or load(config.data)
+    if fingerprint(dataset).encode() != blobs[1]:
+        raise InputError(f"the data {config.data!r} is not what it was when {folder.path} began: put the old data back, or "
+                         "start a new run.")
+    setup = prepare(config, dataset, net, Split.load(folder.split))
+    load_weights(setup.net, blobs[2])
+    return setup
+
+
+def preflight(setup: Setup, folder: Folder) -> str:
     """One line before the start: size of the space, expected time and memory."""
     config = setup.config
     tensors = sum(t.numel() * t.element_size() for t in setup.net.state_dict().values())
     images = setup.training.x.nbytes
-    free = shutil.disk_usage(_existing(Path.cwd())).free
+    free = shutil.disk_usage(_existing(folder.path.absolute())).free
     return (f"space {config.space}: {spaces.size(setup.problem.space):.3g} architectures; {len(setup.split.train)} training, "
             f"{len(setup.split.val)} validation, {len(setup.split.test)} test images; time about {config.seconds:.0f} s; "
             f"memory about {(4 * tensors + images) / 1e9 + 0.5:.1f} GB; disk free {free / 1e9:.0f} GB")
@@ -169,19 +192,16 @@ def _carry_out(phases: Phases) -> Run:
     phases.display.log(trust["sentence"])
     with phases.timed("search"):
         study = phases.search(setup.config.strategy, phases.storage)
-    baseline: Study | None = None
+    times, studies = {setup.config.strategy: spent(phases.storage)}, {setup.config.strategy: study}
     if setup.config.strategy != "random":
-        with phases.timed("random search"):
-            log = Sqlite(folder.random)
-            try:
-                baseline = phases.search("random", log, "random search")
-            finally:
-                log.close()
+        with phases.timed("random search"), closing(Sqlite(folder.random)) as log:
+            studies["random"] = phases.search("random", log, "random search")
+            times["random"] = spent(log)
     with phases.timed("final training"):
         plan = phases.finalists(study)
         chosen = [next(t for t in study.trials if t.ask.number == n) for n in plan["numbers"]]
         trained, designed = phases.deliver(chosen, plan["epochs"])
-    results = assemble(phases, study, baseline, trained, designed, trust, plan)
+    results = assemble(phases, progress_of(studies, times), trained, designed, trust, plan)
     folder.write_json("results.json", results)
     folder.write_json("front.json", [{k: r[k] for k in ("id", "architecture", "metrics", "files")} for r in results["front"]])
     report(folder.path)
@@ -189,13 +209,15 @@ def _carry_out(phases: Phases) -> Run:
 
 
 # --------------------------------------------------------------------------------------------------------------- results
-def assemble(phases: Phases, study: Study, baseline: Study | None, trained: Sequence[Mapping[str, Any]],
-             designed: Sequence[Mapping[str, Any]], trust: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping[str, Any]],
+             baselines: Sequence[Mapping[str, Any]], trust: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the report shows, as plain JSON values."""
     setup, config = phases.setup, phases.setup.config
     names = ["test_error" if o.name == "error" else o.name for o in config.objectives]
-    on_front = nondominated(np.array([[r["metrics"][n] for n in names] for r in trained]))
-    front = sorted((dict(r) for r, good in zip(trained, on_front, strict=True) if good), key=lambda r: r["metrics"]["test_error"])
+    trained, designed = ([dict(r) for r in records if "metrics" in r] for records in (delivered, baselines))
+    allowed = [r for r in trained if _violation(setup, r) == 0]
+    on_front = nondominated(np.array([[r["metrics"][n] for n in names] for r in allowed]).reshape(-1, len(names)))
+    front = sorted((r for r, good in zip(allowed, on_front, strict=True) if good), key=lambda r: r["metrics"]["test_error"])
     parts = {part: len(getattr(setup.split, part)) for part in ("train", "val", "test")}
     return {
         "title": f"nasopt: {setup.dataset.name}",
@@ -205,35 +227,45 @@ def assemble(phases: Phases, study: Study, baseline: Study | None, trained: Sequ
         "space": {"name": config.space, "size": f"{spaces.size(setup.problem.space):.3g}",
                   "description": f"{len(spaces.layout(setup.problem.space).genes)} choices"},
         "seed": config.seed,
-        "interval_note": "test error: 95 % Wilson interval over the test images; latency: first to third quartile of the runs",
+        "interval_note": "test error: 95 % Wilson interval over the test images; latency: half the interquartile range either way",
         "objectives": [{"name": o.name, "unit": o.unit, "minimise": o.minimise} for o in config.objectives],
         "constraints": [str(c) for c in config.constraints],
         "front": front,
-        "dominated": [dict(r) for r, good in zip(trained, on_front, strict=True) if not good],
-        "designed": [dict(r) for r in designed],
-        "search": progress_of(study, baseline, config.strategy)
-        | {"front_hypervolume": compare(trained, designed, names),
-           "estimator": "stand-alone" if trust["fallback"] else "one-shot"},
-        "trust": dict(trust),
+        "dominated": [r for r in trained if r not in front],
+        "designed": designed,
+        "search": search | {"front_hypervolume": compare(allowed, designed, names),
+                            "estimator": "stand-alone" if trust["fallback"] else "one-shot"},
+        "trust": {k: v for k, v in trust.items() if k != "sentence" or "value" not in trust},
         "provenance": {"versions": versions(), "machine": machine(),
                        "started": json.loads(phases.storage.get("started") or b'""'),
                        "phases": {p: phases.clock(p) for p in phase.PHASES}, "total_seconds": phases.spent(),
-                       "epochs": plan["epochs"], "warnings": warnings(phases, front, plan)},
+                       "epochs": plan["epochs"], "bf16": bf16_pays(),
+                       "warnings": warnings(phases, front, [*delivered, *baselines], plan)},
     }
 
 
-def progress_of(study: Study, baseline: Study | None, strategy: str) -> dict[str, Any]:
-    """Hypervolume over time of the search and of random search, in one fixed frame: the joint front's, on the scale of
-    ratios of each objective; and all trials."""
-    problem, studies = study.problem, {strategy: study} | ({"random": baseline} if baseline else {})
+def _violation(setup: Setup, record: Mapping[str, Any]) -> float:
+    """By how much the final measurements violate the constraints (the error is the test error now)."""
+    return setup.problem.violation({**record["metrics"], "error": record["metrics"]["test_error"]})
+
+
+def progress_of(studies: Mapping[str, Study], times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Hypervolume over time of every search in one fixed frame, that of their joint front on the scale of ratios of each
+    objective; and all trials.
+
+    Args:
+        times: seconds spent when each trial was complete.
+    """
+    problem = next(iter(studies.values())).problem
     values = {name: np.array([_log_values(s, t.metrics) if t.error is None and problem.violation(t.metrics) == 0
                               else [np.inf] * len(problem.objectives) for t in s.trials]).reshape(-1, len(problem.objectives))
               for name, s in studies.items()}
     reference = reference_point(*bounds(np.concatenate(list(values.values()))))
-    curves = {name: {"seconds": np.cumsum([t.cost for t in s.trials]).tolist(), "evaluations": list(range(1, len(s.trials) + 1)),
+    curves = {name: {"seconds": list(times[name]), "evaluations": list(range(1, len(s.trials) + 1)),
                      "hypervolume": curve(values[name], reference).tolist()} for name, s in studies.items()}
     return {"reference": reference.tolist(), "objectives": [o.name for o in problem.objectives], "curves": curves,
-            "stopped": study.stopped, "scale": "natural logarithm of every objective (error: of error + 0.01)",
+            "stopped": next(iter(studies.values())).stopped,
+            "scale": "natural logarithm of every objective (error: of error + 0.01)",
             "trials": [{"by": name, "metrics": dict(t.metrics), "error": t.error}
                        for name, s in studies.items() for t in s.trials]}
 
@@ -245,10 +277,14 @@ def _log_values(study: Study, metrics: Mapping[str, float]) -> list[float]:
 
 def compare(trained: Sequence[Mapping[str, Any]], designed: Sequence[Mapping[str, Any]],
             names: Sequence[str]) -> dict[str, float]:
-    """Hypervolume of the trained networks and of the hand-designed ones on the final measurements, in their joint frame
-    (natural logarithms; error + 0.01)."""
-    def rows(records: Sequence[Mapping[str, Any]]) -> np.ndarray[Any, Any]:
-        return np.log([[r["metrics"][n] + (0.01 if n == "test_error" else 1e-9) for n in names] for r in records])
+    """Hypervolume of the trained networks and of the hand-designed ones on the final measurements, as shares of their joint
+    frame (natural logarithms; error + 0.01). Empty if one side is."""
+    if not trained or not designed:
+        return {}
+
+    def rows(records: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+        values = [[r["metrics"][n] + (0.01 if n == "test_error" else 1e-9) for n in names] for r in records]
+        return np.asarray(np.log(np.array(values)))
 
     everything = np.concatenate([rows(trained), rows(designed)])
     low, high = everything.min(axis=0), everything.max(axis=0)
@@ -257,27 +293,37 @@ def compare(trained: Sequence[Mapping[str, Any]], designed: Sequence[Mapping[str
     return {"found": hypervolume(rows(trained), reference) / total, "designed": hypervolume(rows(designed), reference) / total}
 
 
-def warnings(phases: Phases, front: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> list[str]:
+def warnings(phases: Phases, front: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]],
+             plan: Mapping[str, Any]) -> list[str]:
     """What a reader should know before believing the rest."""
-    out = []
+    setup, out = phases.setup, []
     if not has_onnx():
         out.append("ONNX is not installed: no ONNX files were written (pip install 'nasopt[onnx]').")
-    if phases.spent() > 1.2 * phases.setup.config.seconds:
-        out.append(f"The run took {phases.spent():.0f} s instead of {phases.setup.config.seconds:.0f} s.")
+    if phases.spent() > 1.2 * setup.config.seconds:
+        out.append(f"The run took {phases.spent():.0f} s instead of {setup.config.seconds:.0f} s.")
     if plan["dear"]:
         out.append(f"{len(plan['dear'])} larger networks of the search's front were too dear to train in this time.")
+    out += [f"The training of {r['id']} failed: {r['failed']}." for r in records if "failed" in r]
+    broken = [r["id"] for r in records if "predicted" in r and "metrics" in r and _violation(setup, r) > 0]
+    if broken:
+        out.append(f"{', '.join(broken)} met the constraints in the search but not after training: kept off the front.")
+    out.append("The front is judged by the test error, which flatters its most accurate member a little.")
+    if len(records) > 2:
+        out.append("The hypervolume compares several found networks with two hand-designed ones.")
     if len(front) < 3:
         out.append(f"Only {len(front)} networks are on the front: give more time.")
     return out
 
 
 def command(config: Config, out: Path) -> str:
-    """The command line that repeats the run."""
-    words = ["nasopt search", f"--data {config.data}", f"--space {config.space}",
-             f"--objectives {','.join(o.name for o in config.objectives)}", f"--budget {config.seconds:g}s",
-             f"--strategy {config.strategy}", f"--seed {config.seed}", f"--out {out}"]
-    words += [f'--constraint "{c.name}<={c.upper:g}{c.unit}"' for c in config.constraints]
-    return " ".join(words + ([f"--trials {config.trials}"] if config.trials else []))
+    """The command line that repeats the run; of a network of the user's own, the call."""
+    if config.space == "own":
+        return f"nasopt.search({config.data!r}, net=..., budget={config.seconds:g}, seed={config.seed}, out={str(out)!r})"
+    words = ["nasopt", "search", "--data", config.data, "--space", config.space, "--objectives",
+             ",".join(o.name for o in config.objectives), "--budget", f"{config.seconds:g}s", "--strategy", config.strategy,
+             "--networks", f"{config.networks}", "--seed", f"{config.seed}", "--out", str(out)]
+    words += [w for c in config.constraints for w in ("--constraint", f"{c.name}<={c.upper:g}{c.unit}")]
+    return shlex.join(words + (["--trials", f"{config.trials}"] if config.trials else []))
 
 
 # ------------------------------------------------------------------------------------------------------------ afterwards
@@ -319,6 +365,8 @@ def export(out: str | Path, name: str, form: str, to: str | Path) -> Path:
     if form not in files:
         raise unknown("format", form, files)
     source, target = folder.path / files[form], Path(to)
+    if not source.is_file():
+        raise InputError(f"{source} is missing: the run folder is not complete.")
     target = target / f"{matches[0]}{source.suffix}" if target.is_dir() else target
     if target.exists():
         raise InputError(f"{target} exists already: choose another name with --to.")

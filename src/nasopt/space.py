@@ -505,6 +505,25 @@ def signature(cell: Cell, ops: Sequence[int]) -> str:
     return "+".join(sorted(terms[-1]))
 
 
+def connected(space: Space, arch: Arch) -> bool:
+    """Whether something reaches the output of every active cell: otherwise the network does not see its input."""
+    lay = layout(space)
+    for cell, columns in lay.cells:
+        paths = [lay.genes[k].path for k in columns]
+        if paths[0] in arch and not _reaches(cell, tuple(arch[p] for p in paths)):
+            return False
+    return True
+
+
+@lru_cache(maxsize=100_000)
+def _reaches(cell: Cell, ops: tuple[int, ...]) -> bool:
+    fed = {0}
+    for (i, j), op in zip(cell.edges, ops, strict=True):
+        if i in fed and cell.operations[op] != cell.none:
+            fed.add(j)
+    return cell.nodes - 1 in fed
+
+
 def _unique_string(cell: Cell, ops: Sequence[int]) -> str:
     """NATS-Bench's unique string with zeros considered (Dong et al., TPAMI 2021), with operations numbered for
     their labels: 6,466 classes in NAS-Bench-201."""

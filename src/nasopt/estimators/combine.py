@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from nasopt.errors import EstimateError, InputError, one_line
@@ -77,3 +77,20 @@ class Cached:
             # 52 bits: exact in every number format on the way.
             self._known[place] = dict(self.estimate(replace(ask, arch=arch, number=int(name, 16) >> 12)))
         return dict(self._known[place])
+
+
+class Known:
+    """Answers architectures whose metrics are known from elsewhere, and asks the estimator for all others.
+
+    Args:
+        metrics: `space.key` of an architecture -> its metrics at full fidelity.
+        estimate: asked for what is not known.
+    """
+
+    def __init__(self, metrics: Mapping[str, Metrics], estimate: Estimator) -> None:
+        self.metrics = metrics
+        self.estimate = estimate
+
+    def __call__(self, ask: Ask, /) -> Metrics:
+        found = self.metrics.get(key(ask.arch)) if ask.fidelity == 1 else None
+        return self.estimate(ask) if found is None else found

@@ -14,7 +14,7 @@ from torch.nn import functional
 from nasopt import seed as seeds
 from nasopt.nets import choices
 from nasopt.nets.train import Augment, Fitted, Images, Recipe, autocast, batches, channels_last, optimisers, set_rates, triangle
-from nasopt.space import Arch, Layout, Space, layout
+from nasopt.space import Arch, Layout, Space, connected, layout
 
 
 def sizes(lay: Layout) -> list[int]:
@@ -24,13 +24,25 @@ def sizes(lay: Layout) -> list[int]:
 
 def sandwich(space: Space, random: int, seed: int, step: int) -> list[dict[str, int]]:
     """The sub-networks of one step (sandwich rule, Yu & Huang, ICCV 2019, arXiv 1903.05134): one of the largest size,
-    one of the smallest, and ``random`` others. Operations are random in all of them, so that each is trained at each size."""
-    lay = layout(space)
-    rows = lay.random(seeds.rng(seed, step, "paths"), random + 2)
-    for k in sizes(lay):
-        order = np.argsort([int(label) for label in lay.genes[k].labels])
-        rows[0, k], rows[1, k] = order[-1], order[0]
-    return lay.archs(rows)
+    one of the smallest, and ``random`` others. Operations are random in all of them, so that each is trained at each size.
+
+    Networks that do not see their input are drawn again (`nasopt.space.connected`): normalising a constant makes gradients
+    explode.
+    """
+    lay, rng = layout(space), seeds.rng(seed, step, "paths")
+    ordered = [(k, np.argsort([int(label) for label in lay.genes[k].labels])) for k in sizes(lay)]
+
+    def draw(end: int | None) -> dict[str, int]:
+        for _ in range(100):
+            row = lay.random(rng, 1)
+            for k, order in ordered if end is not None else ():
+                row[0, k] = order[end or 0]
+            arch = lay.archs(row)[0]
+            if connected(space, arch):
+                break
+        return arch
+
+    return [draw(-1), draw(0), *(draw(None) for _ in range(random))]
 
 
 def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, steps: int, seed: int, *, random: int = 2,
@@ -66,7 +78,7 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, steps: i
         nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
         for opt in opts:
             opt.step()
-        tail = [*tail[-max(1, steps // 10) + 1:], total]
+        tail = [*tail, total][-max(1, steps // 10):]
         if watch is not None:
             watch(step + 1, steps)
     return Fitted(time.perf_counter() - started, steps, sum(tail) / max(1, len(tail)))
@@ -78,7 +90,7 @@ def inherit(net: nn.Module, arch: Arch, data: Images, images: int, batch: int = 
     Shared running statistics mix all sub-networks, so they are measured anew for this one (Yu & Huang, ICCV 2019).
 
     Args:
-        data, images: how many of the first training images are used for it.
+        data, images: how many of the training images are used for it.
 
     Returns:
         A plain module in evaluation mode; the supernet is left as it is.
@@ -90,17 +102,16 @@ def inherit(net: nn.Module, arch: Arch, data: Images, images: int, batch: int = 
 
 @torch.no_grad()
 def recalibrate(net: nn.Module, data: Images, images: int, batch: int = 256) -> None:
-    """Sets every batch normalisation's running statistics to the mean over the first ``images`` images."""
+    """Sets every batch normalisation's running statistics to the mean over ``images`` random images (always the same)."""
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [m.momentum for m in norms]
     for m in norms:
         m.reset_running_stats()
         m.momentum = None
     net.train()
-    images = min(images, len(data))
-    for start in range(0, images, batch):
-        part = slice(start, min(start + batch, images))
-        if part.stop - start > 1:
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:images]
+    for part in order.split(batch):
+        if len(part) > 1:
             with autocast():
                 net(data.normalised(part))
     for m, momentum in zip(norms, kept, strict=True):

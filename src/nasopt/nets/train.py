@@ -79,7 +79,7 @@ class Augment:
     @classmethod
     def for_images(cls, shape: tuple[int, int, int]) -> Augment:
         """A default from the shape (C, H, W): colour photographs are mirrored, nothing else is; shifts of up to 1/16."""
-        return cls(flip=shape[0] == 3 and min(shape[1:]) >= 16, translate=max(1, min(shape[1:]) // 16))
+        return cls(flip=shape[0] == 3 and min(shape[1:]) >= 16, translate=min(max(1, min(shape[1:]) // 16), min(shape[1:]) - 1))
 
     def __call__(self, x: Tensor, flipped: Tensor, generator: torch.Generator) -> Tensor:
         """``x`` (n, C, H, W), ``flipped`` (n,) bool: which images are mirrored now."""
@@ -125,11 +125,13 @@ class Recipe:
         return replace(self, epochs=self.epochs * share)
 
     def batch_for(self, data: Images) -> int:
-        """Images a step on this data."""
-        return max(2, min(self.batch, len(data) // MIN_STEPS))
+        """Images a step on this data: at least `MIN_STEPS` steps an epoch, and fewer of images above `LARGE` pixels."""
+        pixels = data.x.shape[2] * data.x.shape[3]
+        return max(2, min(self.batch, len(data) // MIN_STEPS, max(16, self.batch * LARGE // pixels)))
 
 
 MIN_STEPS = 20
+LARGE = 64 * 64
 
 
 def batches(data: Images, batch: int, augment: Augment, seed: int, number: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -217,7 +219,7 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, seed: in
         value = loss.item()
         if not math.isfinite(value):
             raise FloatingPointError(f"the training loss became {value} at step {step + 1} of {steps}.")
-        tail = [*tail[-max(1, steps // 10) + 1:], value]
+        tail = [*tail, value][-max(1, steps // 10):]
         if watch is not None:
             watch(step + 1, steps)
     net.eval()
@@ -228,6 +230,7 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, seed: in
 def error(net: nn.Module, data: Images, batch: int = 512, fast: bool = False) -> float:
     """Share of images that the network, in evaluation mode, classifies wrongly. ``fast``: in bf16 where that pays."""
     wrong, labels = 0, data.y
+    batch = min(batch, max(16, batch * LARGE // (data.x.shape[2] * data.x.shape[3])))
     for start in range(0, len(data), batch):
         with autocast(fast):
             logits = net(data.normalised(slice(start, start + batch)))

@@ -20,10 +20,9 @@ from nasopt.cost.clock import Latency, onnx_latency
 from nasopt.cost.count import Count
 from nasopt.cost.forward import capture
 from nasopt.cost.memory import Memory
-from nasopt.errors import InputError
 from nasopt.nets import train
 from nasopt.nets.export import WithPreprocessing, export_onnx, export_torch, onnx_logits, torch_logits
-from nasopt.pipeline.setup import Setup
+from nasopt.pipeline.setup import Setup, has_onnx
 from nasopt.trial import Metrics, Objective, Trial
 
 MIN_NETWORKS, MIN_EPOCHS, MAX_EPOCHS = 5, 6.0, 60.0
@@ -133,8 +132,8 @@ class Delivery:
 
         The network learns from the training and the validation part, so that there is no validation error any more.
         ``test_error`` is counted on the exported ONNX file (or the ``torch.export`` file if ONNX is not installed), on the
-        images exactly as the user has them. Its interval is Wilson's, 95 %; that of the latency is from the first to the
-        third quartile of the timed runs.
+        images exactly as the user has them. Its interval is Wilson's, 95 %; that of the latency is the median plus and
+        minus half the interquartile range of the timed runs.
         """
         setup = self.setup
         fitted = train.fit(net, setup.rest, self.recipe, setup.augment, setup.config.seed, number, watch)
@@ -157,7 +156,6 @@ class Delivery:
         setup = self.setup
         model = WithPreprocessing(net, setup.training.mean.tolist(), setup.training.std.tolist(), setup.dataset.layout).eval()
         example = torch.from_numpy(np.ascontiguousarray(setup.dataset.x[setup.split.train[:2]]))
-        folder.mkdir(parents=True, exist_ok=True)
         graph = capture(model, example)
         files = {"torch": folder / "model.pt2"}
         export_torch(graph, example, files["torch"])
@@ -179,15 +177,6 @@ class Delivery:
         raw = torch.from_numpy(np.ascontiguousarray(self.setup.dataset.x[self.setup.split.train[:1]]))
         timing = onnx_latency(folder / "model.onnx", raw)
         return {"latency_onnx_ms": timing.median_ms, "latency_onnx_iqr_ms": timing.iqr_ms}
-
-
-def has_onnx() -> bool:
-    """Whether ONNX files can be written and run here."""
-    try:
-        import nasopt.cost.runtimes  # noqa: F401
-    except InputError:
-        return False
-    return True
 
 
 def designed(setup: Setup) -> dict[str, nn.Module]:

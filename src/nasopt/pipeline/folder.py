@@ -50,27 +50,38 @@ class Folder:
         return self.path / "models" / name
 
     def refuse_existing(self) -> None:
-        """Raises InputError if there is anything at the path already."""
-        if self.study.exists():
-            raise InputError(f"{self.path} already holds a run: continue it with 'nasopt resume {self.path}', or choose "
-                             "another folder with --out.")
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise InputError(f"{self.path} exists and is not an empty folder: choose another with --out.")
+        """Raises InputError if there is anything at the path already, or if it cannot be looked at."""
+        try:
+            if self.study.exists():
+                raise InputError(f"{self.path} already holds a run: continue it with 'nasopt resume {self.path}', or choose "
+                                 "another folder with --out.")
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise InputError(f"{self.path} exists and is not an empty folder: choose another with --out.")
+        except OSError as problem:
+            raise InputError(f"the run folder {self.path} cannot be read ({problem.strerror}): choose another with "
+                             "--out.") from problem
 
-    def create(self) -> None:
-        """Makes the folder.
+    @contextmanager
+    def created(self) -> Iterator[None]:
+        """Makes the folder; if what happens inside fails, the folder is gone again.
 
         Raises:
-            InputError: it cannot be written to.
+            InputError: it cannot be made or written to.
         """
+        existed = self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".probe"
-            probe.write_bytes(b"")
-            probe.unlink()
         except OSError as problem:
-            raise InputError(f"the run folder {self.path} cannot be written ({problem.strerror}): choose another with "
+            raise InputError(f"the run folder {self.path} cannot be made ({problem.strerror}): choose another with "
                              "--out.") from problem
+        try:
+            yield
+        except BaseException:
+            for leftover in self.path.iterdir():
+                leftover.unlink()
+            if not existed:
+                self.path.rmdir()
+            raise
 
     def require(self) -> None:
         """Raises InputError unless there is a run in the folder."""

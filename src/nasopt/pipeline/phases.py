@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 
-from nasopt import seed as seeds
 from nasopt import space as spaces
 from nasopt.analysis import rank
 from nasopt.analysis.hypervolume import hypervolume
 from nasopt.analysis.pareto import Archive
-from nasopt.errors import InputError
-from nasopt.estimators.combine import Staged
+from nasopt.errors import InputError, one_line
+from nasopt.estimators.combine import Known, Staged
 from nasopt.estimators.images import Costs, OneShot, StandAlone
 from nasopt.nets import choices, supernet, train
 from nasopt.pipeline import final
@@ -33,9 +35,9 @@ from nasopt.pipeline.progress import Display, Watch
 from nasopt.pipeline.setup import STRATEGIES, Config, Sampled, Setup, survey
 from nasopt.protocols import Estimator, Storage
 from nasopt.run.executors import Serial
-from nasopt.run.search import INTERRUPTED, Budget, Progress, search
+from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
-from nasopt.trial import Ask, Study, Trial
+from nasopt.trial import Ask, Metrics, Study, Trial
 
 SHARES: Mapping[str, float] = {"supernet": 0.20, "trust": 0.08, "search": 0.12, "random search": 0.12}
 """Share of the time budget of every phase before the final trainings, which take the rest."""
@@ -71,7 +73,7 @@ class Phases:
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Adds what happens inside to the phase's seconds, earlier parts of a resumed run included; going through a
-        phase again that was complete costs nothing."""
+        phase again that was complete costs nothing. (A SIGKILL loses the seconds of the part it ended.)"""
         started, before = time.perf_counter(), self.clock(phase)
         complete = self.storage.get(f"complete {phase}") is not None
         try:
@@ -101,14 +103,17 @@ class Phases:
 
     def _train_supernet(self) -> dict[str, Any]:
         setup = self.setup
-        recipe = train.Recipe(batch=128, kernel_lr=None, lr=0.1, momentum=0.9, warmup=0.2)
-        probe = supernet.fit(copy.deepcopy(setup.net), setup.training, recipe, setup.augment, 3, setup.config.seed)
-        steps = max(10, int(self.seconds("supernet") / (probe.seconds / probe.steps)))
+        recipe = train.Recipe(batch=128, lr=0.3, momentum=0.9, warmup=0.1)
         net = copy.deepcopy(setup.net)
-        with self.display.phase("supernet") as watch:
-            fitted = supernet.fit(net, setup.training, recipe, setup.augment, steps, setup.config.seed,
-                                  watch=lambda done, total: watch(done, total))
-        self.storage.put("supernet.weights", tensors_to_bytes({k: v.contiguous() for k, v in net.state_dict().items()}))
+        try:
+            probe = supernet.fit(copy.deepcopy(setup.net), setup.training, recipe, setup.augment, 3, setup.config.seed)
+            steps = max(10, int(self.seconds("supernet") / (probe.seconds / probe.steps)))
+            with self.display.phase("supernet") as watch:
+                fitted = supernet.fit(net, setup.training, recipe, setup.augment, steps, setup.config.seed,
+                                      watch=lambda done, total: watch(done, total))
+        except FloatingPointError as problem:
+            return {"error": str(problem)}
+        self.storage.put("supernet.weights", weights_to_bytes(net))
         return {"steps": steps, "loss": fitted.loss}
 
     @cached_property
@@ -118,7 +123,7 @@ class Phases:
         if blob is None:
             raise InputError(f"{self.folder.study} lost the weights of its supernet: start the run again in a new folder.")
         net: nn.Module = copy.deepcopy(self.setup.net)
-        net.load_state_dict(tensors_from_bytes(blob))
+        load_weights(net, blob)
         return train.channels_last(net)
 
     def one_shot(self) -> OneShot:
@@ -127,10 +132,8 @@ class Phases:
 
     # -------------------------------------------------------------------------------------------------------------- trust
     def witnesses(self) -> list[Arch]:
-        """The architectures that are trained alone: a random draw of the feasible ones of the survey."""
-        rng = seeds.rng(self.setup.config.seed, 0, "witnesses")
-        feasible = self.sampled.feasible
-        return [self.sampled.archs[k] for k in rng.permutation(feasible)[:WITNESSES]]
+        """The architectures that are trained alone: the first feasible ones of the survey, which are different random ones."""
+        return [self.sampled.archs[k] for k in self.sampled.feasible[:WITNESSES]]
 
     def low_fidelity(self) -> train.Recipe:
         """A recipe so short that the witnesses fit into their share of the time."""
@@ -152,44 +155,61 @@ class Phases:
     def trust(self) -> dict[str, Any]:
         """Trains the witnesses alone and compares the two orders."""
         def compute() -> dict[str, Any]:
-            pairs = []
+            failed = self.supernet().get("error")
             with self.display.phase("trust") as watch:
+                found = []
                 for k, arch in enumerate(self.witnesses()):
-                    pair = self.remember(f"witness {k}", partial(self._witness, k, arch))
-                    pairs.append([pair["shared"], pair["alone"]])
-                    watch(k + 1, WITNESSES)
-            return {"pairs": pairs}
+                    found.append(self.remember(f"witness {k}", partial(self._witness, k, arch, not failed)))
+                    watch(k + 1, len(self.witnesses()))
+            pairs = [[w["shared"], w["alone"]] for w in found if "shared" in w and "alone" in w]
+            return judge(pairs, self.setup.config, failed)
 
-        found = self.remember("trust", compute)
-        return {**found, **judge(found["pairs"], self.setup.config)}
+        return self.remember("trust", compute)
 
-    def _witness(self, k: int, arch: Arch) -> dict[str, float]:
-        ask = Ask(k, arch, 1.0, self.setup.config.seed, "trust")
-        return {"shared": self.one_shot()(ask)["error"], "alone": self.alone()(ask)["error"]}
+    def _witness(self, k: int, arch: Arch, shared: bool) -> dict[str, Any]:
+        """Both errors of a witness; one that fails is left out of the comparison."""
+        ask, found = Ask(k, arch, 1.0, self.setup.config.seed, "trust"), dict[str, Any]()
+        try:
+            found = {f"own {name}": value for name, value in self.alone()(ask).items()}
+            found["alone"] = found["own error"]
+            if shared:
+                found["shared"] = self.one_shot()(ask)["error"]
+        except (FloatingPointError, MemoryError, RuntimeError) as problem:
+            found["failed"] = one_line(problem)
+        return found
+
+    def known(self) -> dict[str, Metrics]:
+        """What the witnesses' own trainings gave: the search need not repeat them."""
+        found: dict[str, Metrics] = {}
+        for k, arch in enumerate(self.witnesses()):
+            blob = json.loads(self.storage.get(f"witness {k}") or b"{}")
+            if "alone" in blob:
+                found[spaces.key(arch)] = {n.removeprefix("own "): v for n, v in blob.items() if n.startswith("own ")}
+        return found
 
     # ------------------------------------------------------------------------------------------------------------- search
     def estimator(self) -> Estimator:
         """Costs first, then the error: by shared weights if they are to be trusted."""
         setup = self.setup
         costs = Costs(setup.net, setup.cost_models(), setup.example)
-        error: Estimator = self.alone() if self.trust()["fallback"] else self.one_shot()
+        error: Estimator = Known(self.known(), self.alone()) if self.trust()["fallback"] else self.one_shot()
         return Staged(setup.problem, [costs, error])
 
     def search(self, name: str, storage: Storage, title: str = "search") -> Study:
-        """Runs a strategy on the estimator for its share of the time.
-
-        Raises:
-            InputError: nothing feasible was found.
-        """
-        setup = self.setup
-        initial = [self.sampled.archs[k] for k in self.sampled.feasible[:8]]
-        strategy = STRATEGIES[name](setup.problem, setup.config.seed, initial)
+        """Runs a strategy on the estimator for its share of the time. Every strategy begins with the witnesses."""
+        done = self.storage.get(f"stopped {title}")
+        if done is not None:
+            return replace(load(storage), problem=self.setup.problem, stopped=json.loads(done))
+        setup, main = self.setup, threading.current_thread() is threading.main_thread()
+        strategy = STRATEGIES[name](setup.problem, setup.config.seed, self.witnesses())
         with self.display.phase(title) as watch:
             study = search(setup.problem, strategy, self.estimator(), storage=storage, seed=setup.config.seed,
                            budget=Budget(trials=setup.config.trials, seconds=self.seconds(title)),
-                           executor=Serial(timeout=max(60.0, self.seconds(title))), watch=self._narrate(watch, title))
+                           executor=Serial(timeout=max(60.0, self.seconds(title)) if main else None),
+                           watch=self._narrate(watch, title))
         if study.stopped == INTERRUPTED:
             raise KeyboardInterrupt
+        self.storage.put(f"stopped {title}", json.dumps(study.stopped).encode())
         return study
 
     def _narrate(self, watch: Watch, title: str) -> Callable[[Progress], None]:
@@ -201,7 +221,7 @@ class Phases:
             values = np.array([problem.values(trial.metrics)])
             if trial.error is None and np.isfinite(values).all():
                 archive.add(values, [None], np.array([problem.violation(trial.metrics)]))
-                reference[:] = reference or [1.1 * np.abs(values[0])]
+                reference[:] = reference or [1.1 * np.abs(values[0]) + 1e-9]
             volume = hypervolume(archive.values / reference[0], np.ones(values.shape[1])) if reference else 0.0
             note = f"{progress.done} networks, front {len(archive)}, hypervolume {volume:.3f}"
             limit = self.setup.config.trials
@@ -265,7 +285,16 @@ class Phases:
 
     def _delivered(self, delivery: final.Delivery, order: Order, number: int,
                    watch: Callable[[int, int], None]) -> dict[str, Any]:
-        return {"id": order.id, **order.about, **delivery(order.build(), number, self.folder.model(order.id), watch)}
+        """The record of one network; of one whose training fails, the error."""
+        folder = self.folder.model(order.id)
+        shutil.rmtree(folder, ignore_errors=True)
+        with self.folder.writing(folder):
+            folder.mkdir(parents=True)
+        try:
+            found = delivery(order.build(), number, folder, watch)
+        except (FloatingPointError, MemoryError) as problem:
+            found = {"failed": one_line(problem)}
+        return {"id": order.id, **order.about, **found}
 
 
 @dataclass(frozen=True)
@@ -281,19 +310,37 @@ def _within(watch: Watch, number: int, count: int, note: str, done: int, total: 
     watch(number + done / total, count, note)
 
 
-def judge(pairs: Sequence[Sequence[float]], config: Config) -> dict[str, Any]:
+def judge(pairs: Sequence[Sequence[float]], config: Config, failed: str | None = None) -> dict[str, Any]:
     """Whether shared weights rank the witnesses as their own trainings do (Kendall's tau with a bootstrap interval)."""
-    found = rank.kendall([a for a, _ in pairs], [b for _, b in pairs], config.seed) if len(pairs) >= 3 else None
-    if found is None:
-        sentence = f"Only {len(pairs)} architectures could be compared, too few to trust shared weights."
-        return {"statistic": "Kendall tau", "value": 0.0, "interval": [-1.0, 1.0], "n": len(pairs), "threshold": config.trust,
-                "fallback": True, "sentence": sentence}
+    known = {"statistic": "Kendall tau", "n": len(pairs), "threshold": config.trust, "pairs": pairs}
+    if failed or len(pairs) < 3:
+        why = f"The supernet failed ({failed})" if failed else f"Only {len(pairs)} architectures could be compared"
+        return {**known, "fallback": True, "sentence": f"{why}: candidates are trained alone, briefly."}
+    found = rank.kendall([a for a, _ in pairs], [b for _, b in pairs], config.seed)
     fallback = found.value < config.trust
     verdict = "not trusted: candidates are trained alone, briefly" if fallback else "trusted"
-    return {"statistic": "Kendall tau", "value": found.value, "interval": [found.low, found.high], "n": found.n,
-            "threshold": config.trust, "fallback": fallback,
+    return {**known, "value": found.value, "interval": [found.low, found.high], "fallback": fallback,
             "sentence": f"Kendall's tau {found.value:.2f} [{found.low:.2f}, {found.high:.2f}] between shared weights and own "
-                        f"trainings of {found.n} architectures (threshold {config.trust:g}): shared weights are {verdict}."}
+                        f"trainings of {found.n} random architectures (threshold {config.trust:g}): shared weights are "
+                        f"{verdict}."}
+
+
+def weights_to_bytes(net: nn.Module) -> bytes:
+    """The state of a module in the safetensors format."""
+    return tensors_to_bytes({k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in net.state_dict().items()})
+
+
+def load_weights(net: nn.Module, blob: bytes) -> None:
+    """Loads what `weights_to_bytes` wrote.
+
+    Raises:
+        InputError: the module is not the one whose state it is.
+    """
+    try:
+        net.load_state_dict(tensors_from_bytes(blob))
+    except RuntimeError as problem:
+        raise InputError("the network is not the one that this run began with: give that one "
+                         f"({one_line(problem)}).") from problem
 
 
 def nothing_found(study: Study) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,12 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
+from nasopt import goals
 from nasopt import seed as seeds
+from nasopt import space as spaces
 from nasopt.cost.clock import Latency
 from nasopt.cost.count import Count
+from nasopt.cost.forward import capture
 from nasopt.cost.memory import Memory
-from nasopt.errors import InputError, unknown
+from nasopt.errors import InputError, one_line, unknown
+from nasopt.estimators.images import Costs
 from nasopt.nets import choices
 from nasopt.nets.supernet import sandwich
 from nasopt.nets.train import Augment, Images
@@ -24,7 +31,7 @@ from nasopt.space import Arch
 from nasopt.strategies.evolution import NSGA2
 from nasopt.strategies.random import RandomSearch
 from nasopt.tasks.data import Dataset, Split, normalisation, split
-from nasopt.trial import Constraint, Metrics, Objective, Problem
+from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem
 
 VALIDATION = 2000
 """Images of the validation part that a candidate is judged on, at most."""
@@ -32,7 +39,7 @@ VALIDATION = 2000
 
 STRATEGIES: Mapping[str, Callable[[Problem, int, Sequence[Arch]], Strategy]] = {
     "nsga2": lambda problem, seed, initial: NSGA2(problem, seed, population=24, initial=initial),
-    "random": lambda problem, seed, initial: RandomSearch(problem, seed),
+    "random": lambda problem, seed, initial: RandomSearch(problem, seed, initial),
 }
 
 
@@ -95,9 +102,9 @@ class Setup:
         """One normalised training image, (1, C, H, W)."""
         return self.training.normalised(slice(0, 1)).contiguous()
 
-    def cost_models(self, extra: Sequence[str] = ()) -> list[CostModel]:
-        """The cost models that the objectives, the constraints and ``extra`` metrics need, cheapest first."""
-        needed = {o.name for o in self.problem.objectives} | {c.name for c in self.problem.constraints} | set(extra)
+    def cost_models(self) -> list[CostModel]:
+        """The cost models that the objectives and the constraints need, cheapest first."""
+        needed = {o.name for o in self.problem.objectives} | {c.name for c in self.problem.constraints}
         return [make() for keys, make in COSTS if keys & needed]
 
 
@@ -115,8 +122,8 @@ def check_config(config: Config) -> None:
     Raises:
         InputError: a budget that is not positive, an unknown space or strategy, or an objective that cannot be searched for.
     """
-    if not config.seconds > 0:
-        raise InputError(f"the budget must be positive, got {config.seconds:g} s: give e.g. --budget 5m.")
+    if not 0 < config.seconds < math.inf:
+        raise InputError(f"the budget must be positive and finite, got {config.seconds:g} s: give e.g. --budget 5m.")
     if config.trials is not None and config.trials < 1:
         raise InputError(f"the number of trials must be at least 1, got {config.trials}.")
     if config.seed < 0:
@@ -127,7 +134,12 @@ def check_config(config: Config) -> None:
         raise unknown("space", config.space, SPACES)
     if config.strategy not in STRATEGIES:
         raise unknown("strategy", config.strategy, STRATEGIES)
-    if "error" not in {o.name for o in config.objectives}:
+    names = [o.name for o in config.objectives]
+    for name in (*names, *(c.name for c in config.constraints)):
+        goals.metric(name)
+    if len(set(names)) < len(names) or not all(o.minimise for o in config.objectives):
+        raise InputError(f"every objective is minimised and named once, got {', '.join(names)}: mend the list.")
+    if "error" not in names:
         raise InputError("the objectives must include 'error': without it nothing would be learned; add it.")
 
 
@@ -181,22 +193,47 @@ def _nchw(dataset: Dataset) -> Tensor:
 
 
 def _check_output(setup: Setup) -> None:
-    """One forward pass of one architecture: a network that does not fit the data is told now."""
-    arch = sandwich(setup.problem.space, 0, setup.config.seed, 0)[1]
-    alone, classes = choices.extract(setup.net, arch).eval(), len(setup.dataset.classes)
+    """Trains the smallest and the largest network on two images and exports the first: what cannot work is told now."""
+    classes = len(setup.dataset.classes)
+    for arch in sandwich(setup.problem.space, 0, setup.config.seed, 0)[::-1]:
+        alone = choices.extract(setup.net, arch).train()
+        try:
+            out = alone(setup.example.repeat(2, 1, 1, 1))
+            shape = tuple(out.shape)
+            out.sum().backward()
+            graph = capture(alone.eval(), setup.example) if setup.config.space == "own" else None
+        except Exception as problem:  # a user's module may raise anything
+            raise InputError(f"the network fails on images of shape {tuple(setup.example.shape[1:])} with: "
+                             f"{one_line(problem)}; mend it.") from problem
+        if shape != (2, classes):
+            raise InputError(f"the network gives outputs of shape {shape} for 2 images, but the data has {classes} classes: "
+                             f"its last layer must give (2, {classes}).")
+        if graph is not None and has_onnx():
+            _check_onnx(graph, setup.example)
+            return
+
+
+def _check_onnx(graph: ExportedProgram, example: Tensor) -> None:
+    from nasopt.cost.runtimes import onnx_bytes
+
     try:
-        with torch.inference_mode():
-            shape = tuple(alone(setup.example.repeat(2, 1, 1, 1)).shape)
-    except (RuntimeError, ValueError, TypeError) as problem:
-        raise InputError(f"the network does not take images of shape {tuple(setup.example.shape)}: {problem}") from problem
-    if shape != (2, classes):
-        raise InputError(f"the network gives outputs of shape {shape} for 2 images, but the data has {classes} classes: "
-                         f"its last layer must give (2, {classes}).")
+        onnx_bytes(graph, example)
+    except Exception as problem:  # the exporter's errors share no base
+        raise InputError(f"the network cannot be exported to ONNX: {one_line(problem)}; replace that operation.") from problem
+
+
+def has_onnx() -> bool:
+    """Whether ONNX files can be written and run here."""
+    try:
+        import nasopt.cost.runtimes  # noqa: F401
+    except InputError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What a sample of architectures costs: their architectures, metrics, and which are feasible."""
+    """What a sample of architectures costs: the architectures, their metrics, and the places of the feasible ones."""
 
     archs: list[Arch]
     metrics: list[Metrics]
@@ -204,23 +241,33 @@ class Sampled:
 
 
 def survey(setup: Setup, n: int = 40) -> Sampled:
-    """The costs of a sample, half of it of the smallest size, and whether any of it is feasible.
+    """The costs of a sample: first ``n / 2`` random networks, different ones where there are so many, then as many of the
+    smallest size if too few of the first are feasible. It ends early when it has taken a tenth of the time budget.
 
     Raises:
-        InputError: none is: the sentence names the constraint that is missed by most, and by how much.
+        InputError: none is feasible: the sentence names the constraint that is missed by most, and by how much.
     """
-    from nasopt.estimators.images import Costs
-    from nasopt.trial import Ask
-
-    space, seed = setup.problem.space, setup.config.seed
-    archs: list[Arch] = [a for k in range(n // 4) for a in sandwich(space, 1, seed, k)]
-    archs += [a for k in range(n // 4) for a in sandwich(space, 0, seed, n + k)[1:]]
+    space, seed, started = setup.problem.space, setup.config.seed, time.perf_counter()
     measure = Costs(setup.net, setup.cost_models(), setup.example)
-    metrics = [measure(Ask(k, a)) for k, a in enumerate(archs)]
-    feasible = [k for k, m in enumerate(metrics) if setup.problem.violation(m) == 0]
-    if not feasible:
-        raise InputError(_hopeless(setup.problem, metrics))
-    return Sampled(archs, metrics, feasible)
+    sampled = Sampled([], [], [])
+    names: set[str] = set()
+    for k in range(n):
+        if k >= n // 2 and len(sampled.feasible) >= n // 4:
+            break
+        arch = spaces.canonical(space, sandwich(space, 1, seed, k)[2 if k < n // 2 else 1])
+        if spaces.key(arch) in names:
+            continue
+        names.add(spaces.key(arch))
+        metrics = measure(Ask(k, arch))
+        if setup.problem.violation(metrics) == 0:
+            sampled.feasible.append(len(sampled.archs))
+        sampled.archs.append(arch)
+        sampled.metrics.append(metrics)
+        if sampled.feasible and time.perf_counter() - started > setup.config.seconds / 10:
+            break
+    if not sampled.feasible:
+        raise InputError(_hopeless(setup.problem, sampled.metrics))
+    return sampled
 
 
 def _hopeless(problem: Problem, metrics: Sequence[Metrics]) -> str:

@@ -284,7 +284,7 @@ def caveats(results: Results) -> list[str]:
                    "true, and the intervals are not corrected for that.")
     if any("latency_ms" in n.metrics for n in found):
         out.append("Latency and memory hold for the machine named here; its interval is the spread of the timed runs "
-                   "(first to third quartile), not of repeated measurements on other days.")
+                   "(median and half the interquartile range), not of repeated measurements on other days.")
     if record.part(results, "search", "curves"):
         out.append("The hypervolume curves rest on the search's own estimates, not on the final measurements.")
     return out

@@ -138,6 +138,11 @@ def load(storage: Storage) -> Study:
     return Study(problem, tuple(trials))
 
 
+def spent(storage: Storage) -> list[float]:
+    """Seconds of the budget that were used when each trial of the log was complete: evaluations, strategy and loop."""
+    return [float(body["spent"]) for kind, body in storage.events() if kind == "trial"]
+
+
 # ------------------------------------------------------------------------------------------------------------------ log
 @dataclass(frozen=True, slots=True)
 class _Head:

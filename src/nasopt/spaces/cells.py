@@ -48,6 +48,19 @@ HEADS: dict[str, Callable[[Size, int], nn.Module]] = {
 """What follows global average pooling: (n, in) -> (n, classes)."""
 
 
+class Residual(nn.Module):
+    """x + cell(x): whatever the cell chooses, a network sees its input, and sub-networks that share weights agree on what
+    a channel means (a supernet of cells without this shortcut learns several times more slowly)."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        return x + self.cell(x)  # type: ignore[no-any-return]
+
+
 class Stage(nn.Module):
     """A change of width (and size), then cells of one width: (n, in, h, w) -> (n, width, h', w')."""
 
@@ -79,11 +92,11 @@ class CellNet(nn.Module):
 
 
 def default_stages(input_shape: tuple[int, int, int]) -> tuple[int, ...]:
-    """The numbers of stages to choose from: up to 2 below 16 pixels, 3 below 64, else 4, if they leave 2x2 pixels."""
+    """The number of stages: 2 below 16 pixels, 3 below 64, else 4; fewer where less than 2x2 pixels would be left."""
     size = min(input_shape[1:])
     most = 2 if size < 16 else 3 if size < 64 else 4
-    fitting = [n for n in (most - 1, most) if _last_size(size, default_strides(input_shape), n) >= 2]
-    return tuple(fitting) or (1,)
+    fitting = [n for n in range(1, most + 1) if _last_size(size, default_strides(input_shape), n) >= 2]
+    return (max(fitting, default=1),)
 
 
 def default_strides(input_shape: tuple[int, int, int]) -> tuple[int, ...]:
@@ -116,7 +129,7 @@ def cells(
     shared: bool = True,
     strides: Sequence[int] | None = None,
     reductions: Sequence[str] = ("conv", "max"),
-    heads: Sequence[str] = ("linear", "hidden"),
+    heads: Sequence[str] = ("linear",),
 ) -> nn.Module:
     """The supernet of the cell space; `nasopt.nets.choices.space_of` gives its space.
 
@@ -158,7 +171,7 @@ def cells(
 
     def stage(width: Width, reduce: nn.Module) -> Stage:
         cell = wiring() if shared else None
-        graphs = [_graph(cell or wiring(), width) for _ in range(max(cells_per_stage))]
+        graphs = [Residual(_graph(cell or wiring(), width)) for _ in range(max(cells_per_stage))]
         return Stage(width, reduce, cell, Depth(graphs, cells_per_stage))
 
     first = stage(sizes[0], _one_of({f"stride_{s}": _stem(input_shape[0], sizes[0], s) for s in strides}))

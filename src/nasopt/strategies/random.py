@@ -90,17 +90,21 @@ class RandomSearch:
     Args:
         problem: what to search.
         seed: the run's seed.
+        initial: architectures to ask for first.
     """
 
-    def __init__(self, problem: Problem, seed: int = 0) -> None:
+    def __init__(self, problem: Problem, seed: int = 0, initial: Sequence[Arch] = ()) -> None:
         self._seed = seed
         self._unseen = Unseen(problem)
+        self._initial = self._unseen.layout.rows(initial)
 
     def ask(self, n: int, first: int) -> list[Ask]:
         """Up to ``n`` asks; fewer, in the end none, when the space is exhausted."""
         asks: list[Ask] = []
         for number in range(first, first + n):
-            row = self._unseen.draw(1, rng(self._seed, number, "random"))
+            self._initial = self._unseen.fresh(self._initial)
+            row, self._initial = self._initial[:1], self._initial[1:]
+            row = row if len(row) else self._unseen.draw(1, rng(self._seed, number, "random"))
             if not len(row):
                 break
             self._unseen.add(row)
