@@ -227,7 +227,7 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
         "space": {"name": config.space, "size": f"{spaces.size(setup.problem.space):.3g}",
                   "description": f"{len(spaces.layout(setup.problem.space).genes)} choices"},
         "seed": config.seed,
-        "interval_note": "test error: 95 % Wilson interval over the test images; latency: half the interquartile range either way",
+        "interval_note": "test error: 95 % Wilson interval over the test images; latency: half the interquartile range",
         "objectives": [{"name": o.name, "unit": o.unit, "minimise": o.minimise} for o in config.objectives],
         "constraints": [str(c) for c in config.constraints],
         "front": front,

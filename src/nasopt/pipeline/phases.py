@@ -39,7 +39,7 @@ from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
 from nasopt.trial import Ask, Metrics, Study, Trial
 
-SHARES: Mapping[str, float] = {"supernet": 0.20, "trust": 0.08, "search": 0.12, "random search": 0.12}
+SHARES: Mapping[str, float] = {"supernet": 0.15, "trust": 0.08, "search": 0.10, "random search": 0.10}
 """Share of the time budget of every phase before the final trainings, which take the rest."""
 
 PHASES = (*SHARES, "final training")
@@ -106,8 +106,10 @@ class Phases:
         recipe = train.Recipe(batch=128, lr=0.3, momentum=0.9, warmup=0.1)
         net = copy.deepcopy(setup.net)
         try:
-            probe = supernet.fit(copy.deepcopy(setup.net), setup.training, recipe, setup.augment, 3, setup.config.seed)
-            steps = max(10, int(self.seconds("supernet") / (probe.seconds / probe.steps)))
+            ticks: list[float] = []
+            supernet.fit(copy.deepcopy(setup.net), setup.training, recipe, setup.augment, 8, setup.config.seed,
+                         watch=lambda done, total: ticks.append(time.perf_counter()))
+            steps = max(10, int(self.seconds("supernet") / float(np.median(np.diff(ticks)))))
             with self.display.phase("supernet") as watch:
                 fitted = supernet.fit(net, setup.training, recipe, setup.augment, steps, setup.config.seed,
                                       watch=lambda done, total: watch(done, total))
