@@ -101,12 +101,12 @@ def test_search_passes_its_defaults_on(job: Job) -> None:
 def test_search_passes_every_option_on(job: Job) -> None:
     assert main(["search", "--data", "x/photos.npz", "--space", "nb201", "--objectives", "error,size", "--constraint",
                  "latency<=2ms", "--constraint", "params<=1M", "--budget", "1h30m", "--trials", "9", "--strategy",
-                 "random", "--out", "here", "--seed", "3", "--quiet"]) == 0
+                 "random", "--networks", "4", "--out", "here", "--seed", "3", "--quiet"]) == 0
     call = job.calls[0][1]
     del call["log"], call["progress"]
     assert call == {
         "data": "x/photos.npz", "space": "nb201", "budget": 5400.0, "trials": 9, "strategy": "random", "seed": 3,
-        "objectives": (Objective("error"), Objective("size_mb", "MB")), "out": Path("here"),
+        "networks": 4, "objectives": (Objective("error"), Objective("size_mb", "MB")), "out": Path("here"),
         "constraints": (Constraint("latency_ms", 2.0, "ms"), Constraint("params", 1e6))}
 
 

@@ -18,6 +18,7 @@ from nasopt.errors import InputError
 from nasopt.nets.choices import BatchNorm2d, Conv2d, OneOf, Width
 from nasopt.pipeline import phases
 from nasopt.run.storage import Sqlite
+from nasopt.trial import Constraint, Objective
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def test_baselines_and_trust_are_in_the_record(run: job.Run) -> None:
     results = run.results
     assert {r["name"] for r in results["designed"]} == {"small ResNet", "small MobileNetV2-like"}
     assert set(results["search"]["curves"]) == {"nsga2", "random"}
-    assert len(results["search"]["curves"]["random"]["hypervolume"]) == 6
+    assert len(results["search"]["curves"]["random"]["hypervolume"]) == 4  # the whole space
     assert 0 <= results["search"]["front_hypervolume"]["found"] <= 1
     low, high = results["trust"]["interval"]
     assert -1 <= low <= results["trust"]["value"] <= high <= 1
@@ -173,6 +174,9 @@ def test_export_copies_one_network_and_overwrites_nothing(run: job.Run, tmp_path
     ({"net": own(4)}, "3 classes"),
     ({"net": nn.Conv2d(1, 3, 3)}, "choice"),
     ({"seed": -1}, "seed"),
+    ({"budget": float("inf")}, "positive and finite"),
+    ({"constraints": [Constraint("latncy_ms", 1.0)]}, "unknown metric 'latncy_ms'"),
+    ({"objectives": (Objective("error"), Objective("params", minimise=False))}, "every objective is minimised"),
 ])
 def test_bad_input_is_refused_before_anything_is_written(data: Path, tmp_path: Path, options: dict[str, object],
                                                          sentence: str) -> None:
@@ -196,6 +200,42 @@ def test_resume_needs_a_run_and_its_network(run: job.Run, tmp_path: Path) -> Non
         nasopt.resume(tmp_path)
     with pytest.raises(InputError, match="network of your own"):
         nasopt.resume(run.path)
+
+
+def test_resume_refuses_other_data_and_another_network(run: job.Run) -> None:
+    from nasopt.tasks.data import load
+
+    with pytest.raises(InputError, match="is not what it was"):
+        nasopt.resume(run.path, data=load("digits"), net=own())
+    wider = own()
+    wider.last = Conv2d(wider.width, 3, 3, padding=1)
+    with pytest.raises(InputError, match="not the one that this run began with"):
+        nasopt.resume(run.path, net=wider)
+
+
+def test_networks_that_break_a_constraint_after_training_are_kept_off_the_front(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nasopt.pipeline.final.Delivery.mistakes", lambda self, folder, files: (30, 36))
+    found = search(data, tmp_path / "run", constraints=["error<=80%"])
+    assert found.front() == []
+    assert any("met the constraints in the search but not after" in w for w in found.results["provenance"]["warnings"])
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_training_that_fails_does_not_end_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = job.phase.final.train.fit, []
+
+    def sometimes(net: nn.Module, *rest: object, **named: object) -> object:
+        seen.append(1)
+        if len(rest) > 4 and rest[4] == 0:  # the first of the final trainings
+            raise FloatingPointError("the training loss became nan")
+        return real(net, *rest, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("nasopt.pipeline.final.train.fit", sometimes)
+    found = search(data, tmp_path / "run")
+    assert any("failed: FloatingPointError: the training loss became nan" in w for w in found.results["provenance"]["warnings"])
+    assert found.front()
 
 
 def test_two_processes_cannot_work_on_one_run(run: job.Run) -> None:
