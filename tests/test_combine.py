@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from nasopt.errors import EstimateError, InputError
-from nasopt.estimators.combine import Cached, Staged
+from nasopt.estimators.combine import Cached, Known, Staged
 from nasopt.protocols import Estimator
 from nasopt.run.executors import evaluate
 from nasopt.run.search import Budget, search
@@ -154,8 +154,19 @@ def test_a_run_with_a_cache_can_be_resumed() -> None:
     assert [t.metrics for t in again.trials] == [t.metrics for t in whole.trials]
 
 
+def test_known_metrics_are_answered_and_others_are_asked_for() -> None:
+    inner = Counts()
+    estimate = Known({key(ASKS[3].arch): {"params": 99.0}}, inner)
+    assert estimate(ASKS[3]) == {"params": 99.0}
+    assert inner.asked == []
+    assert estimate(ASKS[4]) == Counts()(ASKS[4])
+    assert estimate(replace(ASKS[3], fidelity=0.5)) == Counts()(ASKS[3])
+    assert inner.asked == [4, 3]
+
+
 # ------------------------------------------------------------------------------------------------------------------ kit
 def test_kit_passes() -> None:
+    check_estimator(Known({key(ASKS[3].arch): {"params": 99.0}}, Counts()), ASKS)
     check_estimator(Trains(), ASKS)
     check_estimator(Staged(PROBLEM, [Counts(), Trains()]), ASKS)
 

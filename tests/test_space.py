@@ -22,6 +22,7 @@ from nasopt.space import (
     _canonical_cell,
     canonical,
     check,
+    connected,
     cross,
     encode,
     everything,
@@ -408,3 +409,9 @@ def test_labels_cannot_forge_a_signature() -> None:
     forged = Cell("", 3, ("none", "skip", "a", "a+(0)@a"), none="none", skip="skip", rule="nasbench201")
     plain = Cell("", 3, ("none", "skip", "a", "b"), none="none", skip="skip", rule="nasbench201")
     assert len(classes(forged)) == len(classes(plain))
+
+
+def test_connected_is_an_expression_that_is_not_empty() -> None:
+    cell = Cell("cell", 4, ["none", "skip", "conv"], none="none", skip="skip")
+    for arch in everything(cell):
+        assert connected(cell, arch) == (signature(cell, [arch[f"cell/{i}-{j}"] for i, j in cell.edges]) != "")

@@ -29,6 +29,15 @@ def test_conformance(make: Callable[[Problem, int], RandomSearch]) -> None:
     check_strategy(make)
 
 
+def test_random_search_asks_for_the_initial_architectures_first_and_once() -> None:
+    problem = Problem(Product("", [Choice("a", "xyz"), Choice("b", "xyz")]), ONE)
+    first = [{"a": 2, "b": 1}, {"a": 0, "b": 0}, {"a": 2, "b": 1}]
+    asks = RandomSearch(problem, 3, first).ask(20, 0)
+    assert [a.arch for a in asks[:2]] == first[:2]
+    assert len({key(a.arch) for a in asks}) == len(asks) == 9
+    check_strategy(lambda p, s: RandomSearch(p, s, [next(everything(p.space))]))
+
+
 class Wrapped:
     """A correct strategy to break in one way each."""
 

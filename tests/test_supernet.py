@@ -8,10 +8,16 @@ import torch
 from scipy import stats
 from torch import nn
 
+from nasopt import seed as seeds
 from nasopt.analysis.rank import kendall
+from nasopt.cost.count import Count
+from nasopt.estimators.images import Costs, OneShot, StandAlone
 from nasopt.nets import choices, supernet, train
 from nasopt.nets.choices import BatchNorm2d, Conv2d, Depth, Linear, OneOf, Width
-from nasopt.space import labels
+from nasopt.space import connected, labels, sample
+from nasopt.spaces.nb201 import nb201
+from nasopt.testing.estimator import check_estimator
+from nasopt.trial import Ask
 from test_train import images
 
 
@@ -59,6 +65,22 @@ def test_shared_training_lowers_the_loss_and_inherited_networks_work() -> None:
         alone = supernet.inherit(net, arch, data, 128)
         assert not any(isinstance(m, choices.Choosing) for m in alone.modules())
         assert train.error(alone, data) < 0.3
+
+
+def test_image_estimators_pass_the_kit() -> None:
+    data, net = images(96), Net()
+    space = choices.space_of(net)
+    asks = [Ask(k, a, seed=1) for k, a in enumerate(supernet.sandwich(space, 2, 0, 0))]
+    check_estimator(Costs(net, [Count()], data.normalised(slice(0, 1))), asks)
+    check_estimator(OneShot(net, data, data, 64), asks)
+    check_estimator(StandAlone(net, data, data, train.Recipe(epochs=1), train.Augment()), asks, measured=("training_seconds",))
+
+
+def test_a_supernet_of_networks_that_may_be_cut_off_is_trained_on_connected_ones() -> None:
+    space = choices.space_of(nb201(2, channels=4, cells=1))
+    drawn = [a for step in range(50) for a in supernet.sandwich(space, 2, 0, step)]
+    assert all(connected(space, a) for a in drawn)
+    assert not all(connected(space, sample(space, seeds.rng(0, k, "cut"))) for k in range(200))
 
 
 def test_recalibration_sets_the_mean_over_the_images() -> None:

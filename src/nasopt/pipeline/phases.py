@@ -39,7 +39,7 @@ from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
 from nasopt.trial import Ask, Metrics, Study, Trial
 
-SHARES: Mapping[str, float] = {"supernet": 0.15, "trust": 0.08, "search": 0.10, "random search": 0.10}
+SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "search": 0.15, "random search": 0.15}
 """Share of the time budget of every phase before the final trainings, which take the rest."""
 
 PHASES = (*SHARES, "final training")
