@@ -92,7 +92,7 @@ def test_search_passes_its_defaults_on(job: Job) -> None:
     assert (name, call["progress"]) == ("search", False)
     del call["log"], call["progress"]
     assert call == {
-        "data": "digits", "space": "cells", "constraints": (), "budget": 200.0, "networks": 8,
+        "data": "digits", "space": "cells", "constraints": (), "budget": 200.0, "networks": 10,
         "trials": None, "strategy": "nsga2",
         "objectives": (Objective("error"), Objective("latency_ms", "ms"), Objective("memory_mb", "MB")),
         "out": Path("runs/digits"), "seed": 0}

@@ -64,7 +64,7 @@ class Config:
     trials: int | None = None
     strategy: str = "nsga2"
     seed: int = 0
-    networks: int = 8
+    networks: int = 10
     trust: float = 0.4
 
     def to_json(self) -> dict[str, Any]:
