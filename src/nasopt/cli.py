@@ -132,7 +132,7 @@ def search(
     trials: Annotated[int | None, typer.Option(
         min=1, metavar="N", help="Search at most this many networks.")] = None,
     networks: Annotated[int, typer.Option(
-        min=1, metavar="N", help="Train at most this many networks of the search's front.")] = 8,
+        min=1, metavar="N", help="Train at most this many networks of the search's front.")] = 10,
     strategy: Annotated[Literal["nsga2", "random"], typer.Option(
         help="How to search: evolution (NSGA-II), or at random as a baseline.")] = "nsga2",
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the run is kept. Default: runs/NAME after "
