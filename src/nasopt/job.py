@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -25,6 +24,7 @@ from nasopt.machine import machine, versions
 from nasopt.nets.train import bf16_pays
 from nasopt.pipeline import phases as phase
 from nasopt.pipeline.folder import Folder
+from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.phases import Phases, load_weights, weights_to_bytes
 from nasopt.pipeline.progress import Display
 from nasopt.pipeline.setup import Config, Sampled, Setup, check_config, fingerprint, has_onnx, prepare, survey
@@ -116,11 +116,12 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
 
 def _begin(storage: Sqlite, setup: Setup, sampled: Sampled) -> None:
     """Stores what a resume needs; the configuration last, as the sign that all of it is there."""
-    storage.put("started", json.dumps(datetime.now(UTC).isoformat(timespec="seconds")).encode())
-    storage.put("survey", json.dumps(asdict(sampled)).encode())
-    storage.put("data", fingerprint(setup.dataset).encode())
+    ledger = Ledger(storage)
+    ledger.store("started", datetime.now(UTC).isoformat(timespec="seconds"))
+    ledger.store("survey", asdict(sampled))
+    ledger.store("data", fingerprint(setup.dataset))
     storage.put("initial.weights", weights_to_bytes(setup.net))
-    storage.put("config", json.dumps(setup.config.to_json()).encode())
+    ledger.store("config", setup.config.to_json())
 
 
 def _continue(storage: Sqlite, setup: Setup, folder: Folder, display: Display) -> Run:
@@ -152,19 +153,19 @@ def resume(out: str | Path, *, data: Dataset | None = None, net: nn.Module | Non
 
 
 def _restored(storage: Sqlite, folder: Folder, data: Dataset | None, net: nn.Module | None) -> Setup:
-    blobs = [storage.get(name) for name in ("config", "data", "initial.weights")]
-    if blobs[0] is None or blobs[1] is None or blobs[2] is None or not folder.split.exists():
+    ledger, weights = Ledger(storage), storage.get("initial.weights")
+    if ledger.recall("config") is None or weights is None or not folder.split.exists():
         raise InputError(f"{folder.path} was interrupted before it began: remove it and start again.")
-    config = Config.from_json(json.loads(blobs[0]))
+    config = Config.from_json(ledger.recall("config"))
     if config.space == "own" and net is None:
         raise InputError(f"{folder.path} searches a network of your own: resume it from Python with "
                          "nasopt.resume(path, net=...).")
     dataset = data or load(config.data)
-    if fingerprint(dataset).encode() != blobs[1]:
+    if fingerprint(dataset) != ledger.recall("data"):
         raise InputError(f"the data {config.data!r} is not what it was when {folder.path} began: put the old data back, or "
                          "start a new run.")
     setup = prepare(config, dataset, net, Split.load(folder.split))
-    load_weights(setup.net, blobs[2])
+    load_weights(setup.net, weights)
     return setup
 
 
@@ -185,19 +186,19 @@ def _existing(path: Path) -> Path:
 
 def _carry_out(phases: Phases) -> Run:
     setup, folder = phases.setup, phases.folder
-    with phases.timed("supernet"):
+    with phases.ledger.timed("supernet"):
         phases.supernet()
-    with phases.timed("trust"):
+    with phases.ledger.timed("trust"):
         trust = phases.trust()
     phases.display.log(trust["sentence"])
-    with phases.timed("search"):
+    with phases.ledger.timed("search"):
         study = phases.search(setup.config.strategy, phases.storage)
     times, studies = {setup.config.strategy: spent(phases.storage)}, {setup.config.strategy: study}
     if setup.config.strategy != "random":
-        with phases.timed("random search"), closing(Sqlite(folder.random)) as log:
+        with phases.ledger.timed("random search"), closing(Sqlite(folder.random)) as log:
             studies["random"] = phases.search("random", log, "random search")
             times["random"] = spent(log)
-    with phases.timed("final training"):
+    with phases.ledger.timed("final training"):
         plan = phases.finalists(study)
         chosen = [next(t for t in study.trials if t.ask.number == n) for n in plan["numbers"]]
         trained, designed = phases.deliver(chosen, plan["epochs"])
@@ -237,8 +238,8 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
                             "estimator": "stand-alone" if trust["fallback"] else "one-shot"},
         "trust": {k: v for k, v in trust.items() if k != "sentence" or "value" not in trust},
         "provenance": {"versions": versions(), "machine": machine(),
-                       "started": json.loads(phases.storage.get("started") or b'""'),
-                       "phases": {p: phases.clock(p) for p in phase.PHASES}, "total_seconds": phases.spent(),
+                       "started": phases.ledger.recall("started"),
+                       "phases": {p: phases.ledger.seconds(p) for p in phase.PHASES}, "total_seconds": phases.spent(),
                        "epochs": plan["epochs"], "bf16": bf16_pays(),
                        "warnings": warnings(phases, front, [*delivered, *baselines], plan)},
     }

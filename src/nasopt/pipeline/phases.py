@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -31,6 +29,7 @@ from nasopt.estimators.images import Costs, OneShot, StandAlone
 from nasopt.nets import choices, supernet, train
 from nasopt.pipeline import final
 from nasopt.pipeline.folder import Folder
+from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.progress import Display, Watch
 from nasopt.pipeline.setup import STRATEGIES, Config, Sampled, Setup, survey
 from nasopt.protocols import Estimator, Storage
@@ -47,6 +46,7 @@ PHASES = (*SHARES, "final training")
 WITNESSES = 8
 """Architectures that are trained alone to see whether shared weights rank them the same way."""
 
+
 @dataclass(frozen=True, eq=False)
 class Phases:
     """The phases of one run over its set-up, storage and folder. Call them in the order in which they stand here."""
@@ -56,50 +56,28 @@ class Phases:
     folder: Folder
     display: Display
 
-    # -------------------------------------------------------------------------------------------------------- bookkeeping
-    def remember(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A JSON result: the stored one, or computed now and stored."""
-        blob = self.storage.get(name)
-        if blob is None:
-            blob = json.dumps(compute()).encode()
-            self.storage.put(name, blob)
-        found: dict[str, Any] = json.loads(blob)
-        return found
+    @property
+    def ledger(self) -> Ledger:
+        """What the run remembers."""
+        return Ledger(self.storage)
 
     def seconds(self, phase: str) -> float:
         """The share of the time budget that a phase has."""
         return SHARES[phase] * self.setup.config.seconds
 
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Adds what happens inside to the phase's seconds, earlier parts of a resumed run included; going through a
-        phase again that was complete costs nothing. (A SIGKILL loses the seconds of the part it ended.)"""
-        started, before = time.perf_counter(), self.clock(phase)
-        complete = self.storage.get(f"complete {phase}") is not None
-        try:
-            yield
-        finally:
-            if not complete:
-                self.storage.put(f"seconds of {phase}", json.dumps(before + time.perf_counter() - started).encode())
-        self.storage.put(f"complete {phase}", b"1")
-
-    def clock(self, phase: str) -> float:
-        """Seconds that a phase has taken so far."""
-        return float(json.loads(self.storage.get(f"seconds of {phase}") or b"0"))
-
     def spent(self) -> float:
         """Seconds of all phases so far."""
-        return sum(self.clock(phase) for phase in PHASES)
+        return sum(self.ledger.seconds(phase) for phase in PHASES)
 
     @cached_property
     def sampled(self) -> Sampled:
         """What a sample of the space costs."""
-        return Sampled(**self.remember("survey", lambda: asdict(survey(self.setup))))
+        return Sampled(**self.ledger.remember("survey", lambda: asdict(survey(self.setup))))
 
     # ----------------------------------------------------------------------------------------------------------- supernet
     def supernet(self) -> dict[str, Any]:
         """Trains the shared weights for their share of the time."""
-        return self.remember("supernet", self._train_supernet)
+        return self.ledger.remember("supernet", self._train_supernet)
 
     def _train_supernet(self) -> dict[str, Any]:
         setup = self.setup
@@ -143,7 +121,7 @@ class Phases:
             per_epoch = sum(self.epoch_seconds(a) for a in self.witnesses())
             return {"epochs": min(final.MAX_EPOCHS / 4, max(0.2, self.seconds("trust") / per_epoch))}
 
-        return train.Recipe(epochs=self.remember("low fidelity", plan)["epochs"])
+        return train.Recipe(epochs=self.ledger.remember("low fidelity", plan)["epochs"])
 
     def epoch_seconds(self, arch: Arch) -> float:
         """How long one epoch of an architecture takes, from three steps."""
@@ -161,12 +139,12 @@ class Phases:
             with self.display.phase("trust") as watch:
                 found = []
                 for k, arch in enumerate(self.witnesses()):
-                    found.append(self.remember(f"witness {k}", partial(self._witness, k, arch, not failed)))
+                    found.append(self.ledger.remember(f"witness {k}", partial(self._witness, k, arch, not failed)))
                     watch(k + 1, len(self.witnesses()))
             pairs = [[w["shared"], w["alone"]] for w in found if "shared" in w and "alone" in w]
             return judge(pairs, self.setup.config, failed)
 
-        return self.remember("trust", compute)
+        return self.ledger.remember("trust", compute)
 
     def _witness(self, k: int, arch: Arch, shared: bool) -> dict[str, Any]:
         """Both errors of a witness; one that fails is left out of the comparison."""
@@ -184,7 +162,7 @@ class Phases:
         """What the witnesses' own trainings gave: the search need not repeat them."""
         found: dict[str, Metrics] = {}
         for k, arch in enumerate(self.witnesses()):
-            blob = json.loads(self.storage.get(f"witness {k}") or b"{}")
+            blob = self.ledger.recall(f"witness {k}") or {}
             if "alone" in blob:
                 found[spaces.key(arch)] = {n.removeprefix("own "): v for n, v in blob.items() if n.startswith("own ")}
         return found
@@ -199,9 +177,9 @@ class Phases:
 
     def search(self, name: str, storage: Storage, title: str = "search") -> Study:
         """Runs a strategy on the estimator for its share of the time. Every strategy begins with the witnesses."""
-        done = self.storage.get(f"stopped {title}")
+        done = self.ledger.recall(f"stopped {title}")
         if done is not None:
-            return replace(load(storage), problem=self.setup.problem, stopped=json.loads(done))
+            return replace(load(storage), problem=self.setup.problem, stopped=done)
         setup, main = self.setup, threading.current_thread() is threading.main_thread()
         strategy = STRATEGIES[name](setup.problem, setup.config.seed, self.witnesses())
         with self.display.phase(title) as watch:
@@ -211,7 +189,7 @@ class Phases:
                            watch=self._narrate(watch, title))
         if study.stopped == INTERRUPTED:
             raise KeyboardInterrupt
-        self.storage.put(f"stopped {title}", json.dumps(study.stopped).encode())
+        self.ledger.store(f"stopped {title}", study.stopped)
         return study
 
     def _narrate(self, watch: Watch, title: str) -> Callable[[Progress], None]:
@@ -240,7 +218,7 @@ class Phases:
 
         A network one of whose epochs is too dear for the time (`final.LARGEST_SHARE`) gives way to the next best.
         """
-        return self.remember("finalists", lambda: self._choose(study))
+        return self.ledger.remember("finalists", lambda: self._choose(study))
 
     def _choose(self, study: Study) -> dict[str, Any]:
         setup = self.setup
@@ -273,8 +251,8 @@ class Phases:
         delivery, records = final.Delivery(self.setup, train.Recipe(epochs=epochs)), []
         with self.display.phase("final training") as watch:
             for number, order in enumerate(orders):
-                records.append(self.remember(f"final {order.id}", partial(self._delivered, delivery, order, number, partial(
-                    _within, watch, number, len(orders), order.id))))
+                tick = partial(_within, watch, number, len(orders), order.id)
+                records.append(self.ledger.remember(f"final {order.id}", partial(self._delivered, delivery, order, number, tick)))
         return records[:len(trials)], records[len(trials):]
 
     def _found(self, trial: Trial) -> Order:

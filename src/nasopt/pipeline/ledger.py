@@ -1,0 +1,50 @@
+"""What a run remembers of its phases: their results, and the seconds they took."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from nasopt.protocols import Storage
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Results and seconds by name, in the blobs of a storage."""
+
+    storage: Storage
+
+    def recall(self, name: str) -> Any:
+        """A stored result as plain JSON values, or None."""
+        return json.loads(self.storage.get(name) or b"null")
+
+    def store(self, name: str, result: Any) -> None:
+        """Stores a result durably."""
+        self.storage.put(name, json.dumps(result).encode())
+
+    def remember(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The stored result, or one that is computed now and stored; the same values either way."""
+        if self.recall(name) is None:
+            self.store(name, compute())
+        found: dict[str, Any] = self.recall(name)
+        return found
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Adds what happens inside to the phase's seconds, earlier parts of a resumed run included; going through a
+        phase again that was complete costs nothing. (A SIGKILL loses the seconds of the part it ended.)"""
+        started, before, complete = time.perf_counter(), self.seconds(phase), self.recall(f"complete {phase}")
+        try:
+            yield
+        finally:
+            if not complete:
+                self.store(f"seconds of {phase}", before + time.perf_counter() - started)
+        self.store(f"complete {phase}", True)
+
+    def seconds(self, phase: str) -> float:
+        """Seconds that a phase has taken so far."""
+        return float(self.recall(f"seconds of {phase}") or 0.0)
