@@ -85,9 +85,9 @@ class Phases:
         net = copy.deepcopy(setup.net)
         try:
             ticks: list[float] = []
-            supernet.fit(copy.deepcopy(setup.net), setup.training, recipe, setup.augment, 8, setup.config.seed,
+            supernet.fit(copy.deepcopy(setup.net), setup.training, recipe, setup.augment, 12, setup.config.seed,
                          watch=lambda done, total: ticks.append(time.perf_counter()))
-            steps = max(10, int(self.seconds("supernet") / float(np.median(np.diff(ticks)))))
+            steps = max(10, int(self.seconds("supernet") / float(np.mean(np.diff(ticks)))))
             with self.display.phase("supernet") as watch:
                 fitted = supernet.fit(net, setup.training, recipe, setup.augment, steps, setup.config.seed,
                                       watch=lambda done, total: watch(done, total))
