@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import nn
@@ -193,18 +192,20 @@ class Phases:
         return study
 
     def _narrate(self, watch: Watch, title: str) -> Callable[[Progress], None]:
-        archive: Archive[None] = Archive(len(self.setup.problem.objectives))
-        reference: list[NDArray[np.float64]] = []
+        """Shows the size of the front and its hypervolume: the share of the box up to an error of 1 and up to the largest
+        costs of the survey, the same for every search of the run."""
+        problem, limit = self.setup.problem, self.setup.config.trials
+        archive: Archive[None] = Archive(len(problem.objectives))
+        largest = np.array([1.0 if o.name == "error" else max(m[o.name] for m in self.sampled.metrics) + 1e-9
+                            for o in problem.objectives])
 
         def tell(progress: Progress) -> None:
-            problem, trial = self.setup.problem, progress.trial
+            trial = progress.trial
             values = np.array([problem.values(trial.metrics)])
             if trial.error is None and np.isfinite(values).all():
                 archive.add(values, [None], np.array([problem.violation(trial.metrics)]))
-                reference[:] = reference or [1.1 * np.abs(values[0]) + 1e-9]
-            volume = hypervolume(archive.values / reference[0], np.ones(values.shape[1])) if reference else 0.0
+            volume = hypervolume(archive.values / largest, np.ones(len(largest)))
             note = f"{progress.done} networks, front {len(archive)}, hypervolume {volume:.3f}"
-            limit = self.setup.config.trials
             if limit:
                 watch(progress.done, limit, note)
             else:
