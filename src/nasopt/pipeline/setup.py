@@ -242,7 +242,8 @@ class Sampled:
 
 def survey(setup: Setup, n: int = 40) -> Sampled:
     """The costs of a sample: first ``n / 2`` random networks, different ones where there are so many, then as many of the
-    smallest size if too few of the first are feasible. It ends early when it has taken a tenth of the time budget.
+    smallest size if too few of the first are feasible. It ends early when it has taken a tenth of the time budget
+    and found ``n / 4`` feasible ones.
 
     Raises:
         InputError: none is feasible: the sentence names the constraint that is missed by most, and by how much.
@@ -263,7 +264,7 @@ def survey(setup: Setup, n: int = 40) -> Sampled:
             sampled.feasible.append(len(sampled.archs))
         sampled.archs.append(arch)
         sampled.metrics.append(metrics)
-        if sampled.feasible and time.perf_counter() - started > setup.config.seconds / 10:
+        if len(sampled.feasible) >= n // 4 and time.perf_counter() - started > setup.config.seconds / 10:
             break
     if not sampled.feasible:
         raise InputError(_hopeless(setup.problem, sampled.metrics))
