@@ -24,6 +24,11 @@ _TO_NCHW: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def nchw(x: Tensor, layout: str) -> Tensor:
+    """Raw images in a layout (``"NCHW"``, ``"NHWC"`` or ``"NHW"``) as a view (n, channels, h, w)."""
+    return _TO_NCHW[layout](x)
+
+
 class WithPreprocessing(nn.Module):
     """A network that takes images as the user has them: ``net((x - mean) / std)``.
 
@@ -55,7 +60,7 @@ class WithPreprocessing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, classes) of raw data in the layout given."""
-        logits: Tensor = self.net((_TO_NCHW[self.layout](x).float() - self.mean) / self.std)
+        logits: Tensor = self.net((nchw(x, self.layout).float() - self.mean) / self.std)
         return logits
 
 

@@ -89,7 +89,7 @@ class Phases:
             steps = max(10, int(self.seconds("supernet") / float(np.mean(np.diff(ticks)))))
             with self.display.phase("supernet") as watch:
                 fitted = supernet.fit(net, setup.training, recipe, setup.augment, steps, setup.config.seed,
-                                      watch=lambda done, total: watch(done, total))
+                                      watch=watch)
         except FloatingPointError as problem:
             return {"error": str(problem)}
         self.storage.put("supernet.weights", weights_to_bytes(net))

@@ -24,6 +24,7 @@ from nasopt.cost.memory import Memory
 from nasopt.errors import InputError, one_line, unknown
 from nasopt.estimators.images import Costs
 from nasopt.nets import choices
+from nasopt.nets.export import nchw
 from nasopt.nets.supernet import sandwich
 from nasopt.nets.train import Augment, Images
 from nasopt.protocols import CostModel, Strategy
@@ -171,7 +172,8 @@ def prepare(config: Config, dataset: Dataset, own: nn.Module | None = None, part
     check_config(config)
     parts = parts or split(dataset, config.seed)
     mean, std = normalisation(dataset, parts.train)
-    images = Images.all(_nchw(dataset), torch.from_numpy(dataset.y), torch.from_numpy(mean), torch.from_numpy(std))
+    x, y = nchw(torch.from_numpy(dataset.x), dataset.layout), torch.from_numpy(dataset.y)
+    images = Images.all(x, y, torch.from_numpy(mean), torch.from_numpy(std))
     torch.manual_seed(seeds.integer(config.seed, 0, "weights"))
     net = own if own is not None else SPACES[config.space](dataset.input_shape, len(dataset.classes))
     problem = Problem(choices.space_of(net), config.objectives, config.constraints)
@@ -182,14 +184,6 @@ def prepare(config: Config, dataset: Dataset, own: nn.Module | None = None, part
                   Augment.for_images(dataset.input_shape))
     _check_output(setup)
     return setup
-
-
-def _nchw(dataset: Dataset) -> Tensor:
-    """The images as a view (N, C, H, W) of the array, no copy."""
-    x = torch.from_numpy(dataset.x)
-    if dataset.layout == "NHW":
-        return x[:, None]
-    return x.permute(0, 3, 1, 2) if dataset.layout == "NHWC" else x
 
 
 def _check_output(setup: Setup) -> None:
