@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nasopt.nets import train
+from nasopt.nets.depthwise import Depthwise
 from nasopt.nets.muon import Muon, orthogonal
 
 
@@ -157,3 +161,40 @@ def test_error_counts_wrong_answers() -> None:
             return torch.stack([torch.ones(len(x)), torch.zeros(len(x))], 1)
 
     assert train.error(First(), data, batch=3) == 0.5
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"stride": (2, 1)}, {"dilation": 2}, {"stride": 2, "dilation": 2}, {}])
+@pytest.mark.parametrize("groups", [1, 3, 6])
+def test_convolutions_keep_their_values_in_training(options: dict[str, int], groups: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(6, 6, 3, padding=1, groups=groups, **options)  # type: ignore[arg-type]
+    for size in (8, 9):
+        x = torch.randn(2, 6, size, size, requires_grad=True)
+        plain = layer(x)
+        with Depthwise():
+            found = layer(x)
+        torch.testing.assert_close(found, plain)
+        gradients = [torch.autograd.grad(y.square().sum(), [x, *layer.parameters()]) for y in (found, plain)]
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_no_operation_reads_memory_that_nobody_wrote() -> None:
+    script = """
+import torch
+from nasopt.nets import train
+from nasopt.nets.ops import OPERATIONS
+from nasopt.nets.depthwise import Depthwise
+for size in (32, 16):
+    x = torch.randn(32, 16, size, size).contiguous(memory_format=torch.channels_last).requires_grad_()
+    for label, make in OPERATIONS.items():
+        net = train.channels_last(make(16))
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16), Depthwise():
+                y = net(x)
+            grads = torch.autograd.grad(y.float().sum(), [x, *net.parameters()])
+            assert all(t.isfinite().all() and t.abs().max() < 1e9 for t in (y, *grads)), (label, size)
+"""
+    # what glibc hands out is full of huge numbers
+    poisoned = {**os.environ, "MALLOC_PERTURB_": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=poisoned)

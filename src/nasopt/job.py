@@ -23,6 +23,7 @@ from nasopt.errors import InputError, unknown
 from nasopt.machine import machine, versions
 from nasopt.nets.train import bf16_pays
 from nasopt.pipeline import phases as phase
+from nasopt.pipeline.final import LARGEST_SHARE
 from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.phases import Phases, load_weights, weights_to_bytes
@@ -30,6 +31,7 @@ from nasopt.pipeline.progress import Display
 from nasopt.pipeline.setup import Config, Sampled, Setup, check_config, fingerprint, has_onnx, prepare, survey
 from nasopt.run.search import spent
 from nasopt.run.storage import Sqlite
+from nasopt.space import Arch
 from nasopt.tasks.data import WORDS, Dataset, Split, load
 from nasopt.trial import Constraint, Objective, Study, nondominated
 
@@ -191,10 +193,16 @@ def _carry_out(phases: Phases) -> Run:
     with phases.ledger.timed("trust"):
         trust = phases.trust()
     phases.display.log(trust["sentence"])
+    name, head = setup.config.strategy, 0.0
+    initial: list[Arch] = []
+    if name != "random":
+        with phases.ledger.timed("warm start"):
+            initial = phases.warm_start()
+        head = phases.ledger.seconds("warm start")
     with phases.ledger.timed("search"):
-        study = phases.search(setup.config.strategy, phases.storage)
-    times, studies = {setup.config.strategy: spent(phases.storage)}, {setup.config.strategy: study}
-    if setup.config.strategy != "random":
+        study = phases.search(name, phases.storage, initial=initial)
+    times, studies = {name: [head + s for s in spent(phases.storage)]}, {name: study}
+    if name != "random":
         with phases.ledger.timed("random search"), closing(Sqlite(folder.random)) as log:
             studies["random"] = phases.search("random", log, "random search")
             times["random"] = spent(log)
@@ -240,7 +248,7 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
         "provenance": {"versions": versions(), "machine": machine(),
                        "started": phases.ledger.recall("started"),
                        "phases": {p: phases.ledger.seconds(p) for p in phase.PHASES}, "total_seconds": phases.spent(),
-                       "epochs": plan["epochs"], "bf16": bf16_pays(),
+                       "epochs": max(plan["epochs"]), "bf16": bf16_pays(),
                        "warnings": warnings(phases, front, [*delivered, *baselines], plan)},
     }
 
@@ -304,6 +312,10 @@ def warnings(phases: Phases, front: Sequence[Mapping[str, Any]], records: Sequen
         out.append(f"The run took {phases.spent():.0f} s instead of {setup.config.seconds:.0f} s.")
     if plan["dear"]:
         out.append(f"{len(plan['dear'])} larger networks of the search's front were too dear to train in this time.")
+    short = [r["id"] for r in records if "epochs" in r and r["epochs"] < 0.99 * max(plan["epochs"])]
+    if short:
+        out.append(f"{', '.join(short)} learned for fewer epochs than the others: one network may take "
+                   f"{LARGEST_SHARE:.0%} of the time.")
     out += [f"The training of {r['id']} failed: {r['failed']}." for r in records if "failed" in r]
     broken = [r["id"] for r in records if "predicted" in r and "metrics" in r and _violation(setup, r) > 0]
     if broken:

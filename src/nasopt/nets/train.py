@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nasopt import seed as seeds
+from nasopt.nets.depthwise import Depthwise
 from nasopt.nets.muon import Muon
 
 M = TypeVar("M", bound=nn.Module)
@@ -209,7 +210,7 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, seed: in
     tail: list[float] = []
     for step, (x, y) in zip(range(steps), batches(data, recipe.batch_for(data), augment, seed, number), strict=False):
         set_rates(opts, triangle(step, steps, recipe.warmup))
-        with autocast():
+        with autocast(), Depthwise():
             loss = functional.cross_entropy(net(x).float(), y, label_smoothing=recipe.smoothing)
         net.zero_grad(set_to_none=True)
         loss.backward()

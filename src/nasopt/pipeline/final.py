@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.optimize import brentq
 from torch import nn
 
 from nasopt import seed as seeds
@@ -25,9 +26,9 @@ from nasopt.nets.export import WithPreprocessing, export_onnx, export_torch, onn
 from nasopt.pipeline.setup import Setup, has_onnx
 from nasopt.trial import Metrics, Objective, Trial
 
-MIN_NETWORKS, MIN_EPOCHS, MAX_EPOCHS = 5, 6.0, 60.0
-LARGEST_SHARE = 0.35
-"""Share of the time for final trainings that `MIN_EPOCHS` of one network may take."""
+MIN_NETWORKS, MIN_EPOCHS, MAX_EPOCHS = 4, 8.0, 60.0
+LARGEST_SHARE = 0.4
+"""Share of the time for final trainings that one network may take."""
 
 EXPORT_SECONDS = 4.0
 """What exporting and measuring one network takes, roughly."""
@@ -74,13 +75,18 @@ def choose(trials: Sequence[Trial], objectives: Sequence[Objective], designed: S
         inside = np.flatnonzero((values[:, costs] <= limit).all(axis=1))
         if len(inside) and costs:
             chosen.append(int(inside[values[inside, first].argmin()]))
-    chosen = list(dict.fromkeys(chosen))[:n]
-    points = scaled(values)
+    return [trials[k] for k in spread(values, list(dict.fromkeys(chosen))[:n], n)]
+
+
+def spread(values: NDArray[np.float64], chosen: Sequence[int], n: int) -> list[int]:
+    """``chosen`` and, up to ``n`` in all, the rows of ``values`` (k, m), all > 0, that greedily add the most hypervolume on a
+    logarithmic scale."""
+    points, chosen = scaled(values), list(chosen)
     reference = reference_point(points.min(axis=0), points.max(axis=0))
-    while len(chosen) < min(n, len(trials)):
-        left = [k for k in range(len(trials)) if k not in chosen]
+    while len(chosen) < min(n, len(values)):
+        left = [k for k in range(len(values)) if k not in chosen]
         chosen.append(max(left, key=lambda k: hypervolume(points[[*chosen, k]], reference)))
-    return [trials[k] for k in chosen]
+    return chosen
 
 
 def epoch_seconds(net: nn.Module, data: train.Images, recipe: train.Recipe) -> float:
@@ -95,24 +101,32 @@ def epoch_seconds(net: nn.Module, data: train.Images, recipe: train.Recipe) -> f
     return steps * float(np.diff(times).min()) if len(times) > 1 else 0.1
 
 
-def plan(epoch: Sequence[float], designed: Sequence[float], seconds: float) -> tuple[int, float]:
-    """How many of the chosen networks to train, and for how many epochs each.
+def dearest(seconds: float) -> float:
+    """Seconds of an epoch above which `MIN_EPOCHS` of one network take more than its share of the time for all."""
+    return LARGEST_SHARE * seconds / MIN_EPOCHS
 
-    All get the same number of epochs, the hand-designed ones too. Networks are dropped from the end until at least
-    `MIN_EPOCHS` fit, but not below `MIN_NETWORKS`.
+
+def plan(epoch: Sequence[float], designed: Sequence[float], seconds: float) -> tuple[int, list[float]]:
+    """How many of the chosen networks to train, and for how many epochs each, the hand-designed ones last.
+
+    All get the same number of epochs, but none takes longer than `LARGEST_SHARE` of the time. Networks are dropped from
+    the end until `MIN_EPOCHS` fit, but not below `MIN_NETWORKS`.
 
     Args:
         epoch, designed: seconds an epoch of every network.
         seconds: for all trainings and exports together.
     """
-    def epochs(n: int) -> float:
-        left = seconds - EXPORT_SECONDS * (n + len(designed))
-        return max(left, 0.25 * seconds) / (sum(epoch[:n]) + sum(designed))
+    def epochs(n: int) -> list[float]:
+        costs = np.array([*epoch[:n], *designed])
+        left = max(seconds - EXPORT_SECONDS * len(costs), 0.25 * seconds)
+        most = LARGEST_SHARE * left / costs
+        same = most.max() if most @ costs <= left else brentq(lambda e: np.minimum(e, most) @ costs - left, 0, most.max())
+        return [float(e) for e in np.clip(np.minimum(same, most), 0.5, MAX_EPOCHS)]
 
     n = len(epoch)
-    while n > MIN_NETWORKS and epochs(n) < MIN_EPOCHS:
+    while n > MIN_NETWORKS and max(epochs(n)) < MIN_EPOCHS:
         n -= 1
-    return n, min(MAX_EPOCHS, max(0.5, epochs(n)))
+    return n, epochs(n)
 
 
 @dataclass(frozen=True)
@@ -120,15 +134,15 @@ class Delivery:
     """Trains, exports and measures one network.
 
     Attributes:
-        folder: where its files go.
-        recipe: the same for every network of a run.
+        recipe: the same for every network of a run but for the epochs.
     """
 
     setup: Setup
     recipe: train.Recipe
 
-    def __call__(self, net: nn.Module, number: int, folder: Path, watch: Callable[[int, int], None]) -> dict[str, Any]:
-        """A record {metrics, intervals, files, training_seconds}; files are relative to the run folder.
+    def __call__(self, net: nn.Module, number: int, epochs: float, folder: Path,
+                 watch: Callable[[int, int], None]) -> dict[str, Any]:
+        """A record {metrics, intervals, files, epochs, training_seconds}; files are relative to the run folder.
 
         The network learns from the training and the validation part, so that there is no validation error any more.
         ``test_error`` is counted on the exported ONNX file (or the ``torch.export`` file if ONNX is not installed), on the
@@ -136,7 +150,8 @@ class Delivery:
         minus half the interquartile range of the timed runs.
         """
         setup = self.setup
-        fitted = train.fit(net, setup.rest, self.recipe, setup.augment, setup.config.seed, number, watch)
+        recipe = replace(self.recipe, epochs=epochs)
+        fitted = train.fit(net, setup.rest, recipe, setup.augment, setup.config.seed, number, watch)
         metrics: dict[str, float] = {}
         net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for model in (Count(), Memory(), Latency()):
@@ -147,7 +162,7 @@ class Delivery:
         metrics.update(self._onnx_latency(folder, files))
         low, high = stats.binomtest(wrong, n).proportion_ci(0.95, "wilson")
         half = metrics["latency_iqr_ms"] / 2
-        return {"metrics": metrics, "files": files, "training_seconds": fitted.seconds,
+        return {"metrics": metrics, "files": files, "epochs": epochs, "training_seconds": fitted.seconds,
                 "intervals": {"test_error": [float(low), float(high)],
                               "latency_ms": [metrics["latency_ms"] - half, metrics["latency_ms"] + half]}}
 

@@ -26,7 +26,7 @@ from nasopt.errors import InputError, one_line
 from nasopt.estimators.combine import Known, Staged
 from nasopt.estimators.images import Costs, OneShot, StandAlone
 from nasopt.nets import choices, supernet, train
-from nasopt.pipeline import final
+from nasopt.pipeline import final, warm
 from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.progress import Display, Watch
@@ -37,10 +37,21 @@ from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
 from nasopt.trial import Ask, Metrics, Study, Trial
 
-SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "search": 0.15, "random search": 0.15}
-"""Share of the time budget of every phase before the final trainings, which take the rest."""
+SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "warm start": 0.04, "search": 0.13, "random search": 0.17}
+"""Share of the time budget of every phase before the final trainings, which take the rest. Random search has as much as the
+warm start and the search together."""
 
 PHASES = (*SHARES, "final training")
+
+MIN_PASSES = 5.0
+"""Passes over the training part below which shared weights are not trained at all: each step trains four networks, and what
+it moves one network by, it moves the others from."""
+
+WARM = 18
+"""Architectures at most that the warm start hands to the search."""
+
+CANDIDATES = 30
+"""Candidates that are to be trained alone, briefly, in a search's share of the time."""
 
 WITNESSES = 8
 """Architectures that are trained alone to see whether shared weights rank them the same way."""
@@ -87,6 +98,9 @@ class Phases:
             supernet.fit(copy.deepcopy(setup.net), setup.training, recipe, setup.augment, 12, setup.config.seed,
                          watch=lambda done, total: ticks.append(time.perf_counter()))
             steps = max(10, int(self.seconds("supernet") / float(np.mean(np.diff(ticks)))))
+            passes = steps * recipe.batch_for(setup.training) / len(setup.training)
+            if passes < MIN_PASSES:
+                return {"error": f"the time allows {passes:.1f} passes over the images, {MIN_PASSES:g} are needed"}
             with self.display.phase("supernet") as watch:
                 fitted = supernet.fit(net, setup.training, recipe, setup.augment, steps, setup.config.seed,
                                       watch=watch)
@@ -115,10 +129,10 @@ class Phases:
         return [self.sampled.archs[k] for k in self.sampled.feasible[:WITNESSES]]
 
     def low_fidelity(self) -> train.Recipe:
-        """A recipe so short that the witnesses fit into their share of the time."""
+        """A recipe so short that `CANDIDATES` trainings of a random network fit into a search's share of the time."""
         def plan() -> dict[str, float]:
-            per_epoch = sum(self.epoch_seconds(a) for a in self.witnesses())
-            return {"epochs": min(final.MAX_EPOCHS / 4, max(0.2, self.seconds("trust") / per_epoch))}
+            per_epoch = float(np.mean([self.epoch_seconds(a) for a in self.witnesses()]))
+            return {"epochs": min(final.MAX_EPOCHS / 4, max(0.2, self.seconds("search") / CANDIDATES / per_epoch))}
 
         return train.Recipe(epochs=self.ledger.remember("low fidelity", plan)["epochs"])
 
@@ -137,22 +151,21 @@ class Phases:
             failed = self.supernet().get("error")
             with self.display.phase("trust") as watch:
                 found = []
-                for k, arch in enumerate(self.witnesses()):
-                    found.append(self.ledger.remember(f"witness {k}", partial(self._witness, k, arch, not failed)))
+                for k, arch in enumerate([] if failed else self.witnesses()):
+                    found.append(self.ledger.remember(f"witness {k}", partial(self._witness, k, arch)))
                     watch(k + 1, len(self.witnesses()))
             pairs = [[w["shared"], w["alone"]] for w in found if "shared" in w and "alone" in w]
             return judge(pairs, self.setup.config, failed)
 
         return self.ledger.remember("trust", compute)
 
-    def _witness(self, k: int, arch: Arch, shared: bool) -> dict[str, Any]:
+    def _witness(self, k: int, arch: Arch) -> dict[str, Any]:
         """Both errors of a witness; one that fails is left out of the comparison."""
         ask, found = Ask(k, arch, 1.0, self.setup.config.seed, "trust"), dict[str, Any]()
         try:
             found = {f"own {name}": value for name, value in self.alone()(ask).items()}
             found["alone"] = found["own error"]
-            if shared:
-                found["shared"] = self.one_shot()(ask)["error"]
+            found["shared"] = self.one_shot()(ask)["error"]
         except (FloatingPointError, MemoryError, RuntimeError) as problem:
             found["failed"] = one_line(problem)
         return found
@@ -166,6 +179,23 @@ class Phases:
                 found[spaces.key(arch)] = {n.removeprefix("own "): v for n, v in blob.items() if n.startswith("own ")}
         return found
 
+    # --------------------------------------------------------------------------------------------------------- warm start
+    def warm_start(self) -> list[Arch]:
+        """Architectures with which the search begins: found by their costs alone, small enough to be trained in the end."""
+        def compute() -> dict[str, list[Arch]]:
+            seconds = self.seconds("warm start")
+            with self.display.phase("warm start") as watch:
+                return {"archs": warm.start(self.setup, seconds, WARM, self._affordable, lambda p: watch(
+                    min(p.spent, seconds), seconds, f"{p.done} networks"))}
+
+        found: list[Arch] = self.ledger.remember("warm start", compute)["archs"]
+        return found
+
+    def _affordable(self, arch: Arch) -> bool:
+        """Whether the final trainings will have the time for a network."""
+        left = self.setup.config.seconds * (1 - sum(SHARES.values()))
+        return self.epoch_seconds(arch) <= final.dearest(left)
+
     # ------------------------------------------------------------------------------------------------------------- search
     def estimator(self) -> Estimator:
         """Costs first, then the error: by shared weights if they are to be trusted."""
@@ -174,13 +204,14 @@ class Phases:
         error: Estimator = Known(self.known(), self.alone()) if self.trust()["fallback"] else self.one_shot()
         return Staged(setup.problem, [costs, error])
 
-    def search(self, name: str, storage: Storage, title: str = "search") -> Study:
-        """Runs a strategy on the estimator for its share of the time. Every strategy begins with the witnesses."""
+    def search(self, name: str, storage: Storage, title: str = "search", initial: Sequence[Arch] = ()) -> Study:
+        """Runs a strategy on the estimator for its share of the time. It begins with the witnesses, which are known already,
+        and ``initial``."""
         done = self.ledger.recall(f"stopped {title}")
         if done is not None:
             return replace(load(storage), problem=self.setup.problem, stopped=done)
         setup, main = self.setup, threading.current_thread() is threading.main_thread()
-        strategy = STRATEGIES[name](setup.problem, setup.config.seed, self.witnesses())
+        strategy = STRATEGIES[name](setup.problem, setup.config.seed, [*self.witnesses(), *initial])
         with self.display.phase(title) as watch:
             study = search(setup.problem, strategy, self.estimator(), storage=storage, seed=setup.config.seed,
                            budget=Budget(trials=setup.config.trials, seconds=self.seconds(title)),
@@ -231,7 +262,7 @@ class Phases:
         recipe = train.Recipe()
         bar_epochs = [final.epoch_seconds(net, setup.rest, recipe) for net in baselines.values()]
         seconds = max(setup.config.seconds - self.spent(), 0.2 * setup.config.seconds)
-        limit, epochs = seconds * final.LARGEST_SHARE / final.MIN_EPOCHS, dict[int, float]()
+        limit, epochs = final.dearest(seconds), dict[int, float]()
         left = final.useful(study.front(), setup.dataset.y[setup.split.train])
         while True:
             chosen = final.choose(left, setup.problem.objectives, bars, setup.config.networks)
@@ -242,18 +273,19 @@ class Phases:
             if not dear or len(left) - len(dear) < final.MIN_NETWORKS:
                 break
             left = [t for t in left if t not in dear]
-        n, length = final.plan([epochs[t.ask.number] for t in chosen], bar_epochs, seconds)
-        return {"numbers": [t.ask.number for t in chosen[:n]], "epochs": length,
+        n, lengths = final.plan([epochs[t.ask.number] for t in chosen], bar_epochs, seconds)
+        return {"numbers": [t.ask.number for t in chosen[:n]], "epochs": lengths,
                 "dear": [k for k, s in epochs.items() if s > limit and k not in {t.ask.number for t in chosen[:n]}]}
 
-    def deliver(self, trials: Sequence[Trial], epochs: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def deliver(self, trials: Sequence[Trial], epochs: Sequence[float]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Trains, exports and measures the finalists and the hand-designed networks: their records."""
         orders = [self._found(t) for t in trials] + [self._designed(name) for name in final.designed(self.setup)]
-        delivery, records = final.Delivery(self.setup, train.Recipe(epochs=epochs)), []
+        delivery, records = final.Delivery(self.setup, train.Recipe()), []
         with self.display.phase("final training") as watch:
-            for number, order in enumerate(orders):
+            for number, (order, length) in enumerate(zip(orders, epochs, strict=True)):
                 tick = partial(_within, watch, number, len(orders), order.id)
-                records.append(self.ledger.remember(f"final {order.id}", partial(self._delivered, delivery, order, number, tick)))
+                train_it = partial(self._delivered, delivery, order, number, length, tick)
+                records.append(self.ledger.remember(f"final {order.id}", train_it))
         return records[:len(trials)], records[len(trials):]
 
     def _found(self, trial: Trial) -> Order:
@@ -264,7 +296,7 @@ class Phases:
     def _designed(self, name: str) -> Order:
         return Order(name.lower().replace(" ", "-"), {"name": name}, lambda: final.designed(self.setup)[name])
 
-    def _delivered(self, delivery: final.Delivery, order: Order, number: int,
+    def _delivered(self, delivery: final.Delivery, order: Order, number: int, epochs: float,
                    watch: Callable[[int, int], None]) -> dict[str, Any]:
         """The record of one network; of one whose training fails, the error."""
         folder = self.folder.model(order.id)
@@ -272,7 +304,7 @@ class Phases:
         with self.folder.writing(folder):
             folder.mkdir(parents=True)
         try:
-            found = delivery(order.build(), number, folder, watch)
+            found = delivery(order.build(), number, epochs, folder, watch)
         except (FloatingPointError, MemoryError) as problem:
             found = {"failed": one_line(problem)}
         return {"id": order.id, **order.about, **found}
@@ -295,7 +327,7 @@ def judge(pairs: Sequence[Sequence[float]], config: Config, failed: str | None =
     """Whether shared weights rank the witnesses as their own trainings do (Kendall's tau with a bootstrap interval)."""
     known = {"statistic": "Kendall tau", "n": len(pairs), "threshold": config.trust, "pairs": pairs}
     if failed or len(pairs) < 3:
-        why = f"The supernet failed ({failed})" if failed else f"Only {len(pairs)} architectures could be compared"
+        why = f"No shared weights ({failed})" if failed else f"Only {len(pairs)} architectures could be compared"
         return {**known, "fallback": True, "sentence": f"{why}: candidates are trained alone, briefly."}
     found = rank.kendall([a for a, _ in pairs], [b for _, b in pairs], config.seed)
     fallback = found.value < config.trust
