@@ -23,7 +23,7 @@ from nasopt.errors import InputError, unknown
 from nasopt.machine import machine, versions
 from nasopt.nets.train import bf16_pays
 from nasopt.pipeline import phases as phase
-from nasopt.pipeline.final import LARGEST_SHARE
+from nasopt.pipeline.final import DESIGNED_SHARE, LARGEST_SHARE
 from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.phases import Phases, load_weights, weights_to_bytes
@@ -314,8 +314,8 @@ def warnings(phases: Phases, front: Sequence[Mapping[str, Any]], records: Sequen
         out.append(f"{len(plan['dear'])} larger networks of the search's front were too dear to train in this time.")
     short = [r["id"] for r in records if "epochs" in r and r["epochs"] < 0.99 * max(plan["epochs"])]
     if short:
-        out.append(f"{', '.join(short)} learned for fewer epochs than the others: one network may take "
-                   f"{LARGEST_SHARE:.0%} of the time.")
+        out.append(f"{', '.join(short)} learned for fewer epochs than the others: a found network may take "
+                   f"{LARGEST_SHARE:.0%} of the time, a hand-designed one {DESIGNED_SHARE:.0%}.")
     out += [f"The training of {r['id']} failed: {r['failed']}." for r in records if "failed" in r]
     broken = [r["id"] for r in records if "predicted" in r and "metrics" in r and _violation(setup, r) > 0]
     if broken:

@@ -26,9 +26,9 @@ from nasopt.nets.export import WithPreprocessing, export_onnx, export_torch, onn
 from nasopt.pipeline.setup import Setup, has_onnx
 from nasopt.trial import Metrics, Objective, Trial
 
-MIN_NETWORKS, MIN_EPOCHS, MAX_EPOCHS = 4, 8.0, 60.0
-LARGEST_SHARE = 0.4
-"""Share of the time for final trainings that one network may take."""
+MIN_NETWORKS, MIN_EPOCHS, MAX_EPOCHS = 3, 6.0, 60.0
+LARGEST_SHARE, DESIGNED_SHARE = 0.4, 0.2
+"""Shares of the time for final trainings that a found and a hand-designed network may take."""
 
 EXPORT_SECONDS = 4.0
 """What exporting and measuring one network takes, roughly."""
@@ -90,15 +90,15 @@ def spread(values: NDArray[np.float64], chosen: Sequence[int], n: int) -> list[i
 
 
 def epoch_seconds(net: nn.Module, data: train.Images, recipe: train.Recipe) -> float:
-    """How long one epoch takes, from the fastest of three steps after a first one. Trains ``net``: give a copy."""
+    """How long one epoch takes, the median of five steps after a first one. Trains ``net``: give a copy."""
     times: list[float] = []
 
     def tick(done: int, total: int) -> None:
         times.append(time.perf_counter())
 
     steps = train.steps_of(data, recipe.scaled(1 / recipe.epochs))
-    train.fit(net, data, recipe.scaled(4 / (steps * recipe.epochs)), train.Augment(), 0, watch=tick)
-    return steps * float(np.diff(times).min()) if len(times) > 1 else 0.1
+    train.fit(net, data, recipe.scaled(6 / (steps * recipe.epochs)), train.Augment(), 0, watch=tick)
+    return steps * float(np.median(np.diff(times))) if len(times) > 1 else 0.1
 
 
 def dearest(seconds: float) -> float:
@@ -109,7 +109,8 @@ def dearest(seconds: float) -> float:
 def plan(epoch: Sequence[float], designed: Sequence[float], seconds: float) -> tuple[int, list[float]]:
     """How many of the chosen networks to train, and for how many epochs each, the hand-designed ones last.
 
-    All get the same number of epochs, but none takes longer than `LARGEST_SHARE` of the time. Networks are dropped from
+    All get the same number of epochs, but none takes longer than `LARGEST_SHARE` of the time, and no hand-designed one
+    longer than `DESIGNED_SHARE`. Networks are dropped from
     the end until `MIN_EPOCHS` fit, but not below `MIN_NETWORKS`.
 
     Args:
@@ -119,7 +120,7 @@ def plan(epoch: Sequence[float], designed: Sequence[float], seconds: float) -> t
     def epochs(n: int) -> list[float]:
         costs = np.array([*epoch[:n], *designed])
         left = max(seconds - EXPORT_SECONDS * len(costs), 0.25 * seconds)
-        most = LARGEST_SHARE * left / costs
+        most = left / costs * ([LARGEST_SHARE] * n + [DESIGNED_SHARE] * len(designed))
         same = most.max() if most @ costs <= left else brentq(lambda e: np.minimum(e, most) @ costs - left, 0, most.max())
         return [float(e) for e in np.clip(np.minimum(same, most), 0.5, MAX_EPOCHS)]
 

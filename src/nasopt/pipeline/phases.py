@@ -37,7 +37,7 @@ from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
 from nasopt.trial import Ask, Metrics, Study, Trial
 
-SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "warm start": 0.04, "search": 0.13, "random search": 0.17}
+SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "warm start": 0.03, "search": 0.09, "random search": 0.12}
 """Share of the time budget of every phase before the final trainings, which take the rest. Random search has as much as the
 warm start and the search together."""
 
@@ -137,7 +137,7 @@ class Phases:
         return train.Recipe(epochs=self.ledger.remember("low fidelity", plan)["epochs"])
 
     def epoch_seconds(self, arch: Arch) -> float:
-        """How long one epoch of an architecture takes, from three steps."""
+        """How long one epoch of an architecture takes, from a few steps."""
         return final.epoch_seconds(choices.extract(self.setup.net, arch), self.setup.training, train.Recipe())
 
     def alone(self) -> StandAlone:
