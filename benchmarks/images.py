@@ -46,7 +46,7 @@ def summary(seed: int, results: Mapping[str, Any]) -> list[Any]:
     return [seed, 100 * (1 - best["metrics"]["test_error"]), f"{100 * (1 - high):.2f}–{100 * (1 - low):.2f}",
             len(results["front"]), ", ".join(beaten) or "none", final["found"], final["designed"],
             volumes[0] / volumes[1] if volumes[1] else None,
-            f"{len(curves['nsga2']['evaluations'])} / {len(curves['random']['evaluations'])}", results["trust"]["value"],
+            f"{len(curves['nsga2']['evaluations'])} / {len(curves['random']['evaluations'])}", results["trust"].get("value"),
             results["provenance"]["epochs"], results["provenance"]["total_seconds"]]
 
 
