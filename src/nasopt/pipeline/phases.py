@@ -37,7 +37,7 @@ from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
 from nasopt.trial import Ask, Metrics, Study, Trial
 
-SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "warm start": 0.03, "search": 0.09, "random search": 0.12}
+SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "warm start": 0.03, "search": 0.11, "random search": 0.14}
 """Share of the time budget of every phase before the final trainings, which take the rest. Random search has as much as the
 warm start and the search together."""
 
@@ -50,8 +50,11 @@ it moves one network by, it moves the others from."""
 WARM = 18
 """Architectures at most that the warm start hands to the search."""
 
-CANDIDATES = 30
-"""Candidates that are to be trained alone, briefly, in a search's share of the time."""
+CANDIDATES = 16
+"""Random networks whose training alone, briefly, would fill a search's share of the time."""
+
+SMALL_BATCH = 64
+"""Images a step of a brief training: it needs steps more than it needs exact gradients."""
 
 WITNESSES = 8
 """Architectures that are trained alone to see whether shared weights rank them the same way."""
@@ -134,7 +137,7 @@ class Phases:
             per_epoch = float(np.mean([self.epoch_seconds(a) for a in self.witnesses()]))
             return {"epochs": min(final.MAX_EPOCHS / 4, max(0.2, self.seconds("search") / CANDIDATES / per_epoch))}
 
-        return train.Recipe(epochs=self.ledger.remember("low fidelity", plan)["epochs"])
+        return train.Recipe(epochs=self.ledger.remember("low fidelity", plan)["epochs"], batch=SMALL_BATCH)
 
     def epoch_seconds(self, arch: Arch) -> float:
         """How long one epoch of an architecture takes, from a few steps."""
@@ -205,13 +208,14 @@ class Phases:
         return Staged(setup.problem, [costs, error])
 
     def search(self, name: str, storage: Storage, title: str = "search", initial: Sequence[Arch] = ()) -> Study:
-        """Runs a strategy on the estimator for its share of the time. It begins with the witnesses, which are known already,
-        and ``initial``."""
+        """Runs a strategy on the estimator for its share of the time. It begins with the witnesses that are known already
+        and with ``initial``."""
         done = self.ledger.recall(f"stopped {title}")
         if done is not None:
             return replace(load(storage), problem=self.setup.problem, stopped=done)
         setup, main = self.setup, threading.current_thread() is threading.main_thread()
-        strategy = STRATEGIES[name](setup.problem, setup.config.seed, [*self.witnesses(), *initial])
+        known = self.witnesses() if "value" in self.trust() else []
+        strategy = STRATEGIES[name](setup.problem, setup.config.seed, [*known, *initial])
         with self.display.phase(title) as watch:
             study = search(setup.problem, strategy, self.estimator(), storage=storage, seed=setup.config.seed,
                            budget=Budget(trials=setup.config.trials, seconds=self.seconds(title)),
