@@ -352,6 +352,28 @@ def sample(space: Space, rng: np.random.Generator) -> dict[str, int]:
     return lay.archs(lay.random(rng, 1))[0]
 
 
+def tied(space: Space) -> tuple[Product, Callable[[Arch], dict[str, int]]]:
+    """The uniform architectures as a space of their own, with the function that spells one of them out.
+
+    Choices of one local name (the last part of their paths) with equal options are made once, for all places. In a space of
+    several stages, say, all stages then have equal cells and equal relative widths, as designers do it.
+    """
+    lay = layout(space)
+    groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+    for k, gene in enumerate(lay.genes):
+        groups.setdefault((gene.path.rpartition("/")[2], gene.labels), []).append(k)
+    names = [f"group {k}" for k in range(len(groups))]
+    small = Product("", [Choice(name, labels) for name, (_, labels) in zip(names, groups, strict=True)])
+
+    def spelled_out(arch: Arch) -> dict[str, int]:
+        row = np.zeros((1, len(lay.genes)), dtype=np.int64)
+        for name, columns in zip(names, groups.values(), strict=True):
+            row[0, columns] = arch[name]
+        return lay.archs(row)[0]
+
+    return small, spelled_out
+
+
 def everything(space: Space) -> Iterator[dict[str, int]]:
     """Every architecture once, in lexicographic order of the columns."""
     genes = layout(space).genes

@@ -26,7 +26,7 @@ from nasopt.nets.export import WithPreprocessing, export_onnx, export_torch, onn
 from nasopt.pipeline.setup import Setup, has_onnx
 from nasopt.trial import Metrics, Objective, Trial
 
-MIN_NETWORKS, MIN_EPOCHS, MAX_EPOCHS = 3, 6.0, 60.0
+MIN_NETWORKS, MIN_EPOCHS, MAX_EPOCHS = 3, 7.0, 60.0
 LARGEST_SHARE, DESIGNED_SHARE = 0.4, 0.2
 """Shares of the time for final trainings that a found and a hand-designed network may take."""
 
@@ -56,8 +56,8 @@ def useful(trials: Sequence[Trial], labels: NDArray[np.int64]) -> list[Trial]:
 def choose(trials: Sequence[Trial], objectives: Sequence[Objective], designed: Sequence[Metrics], n: int) -> list[Trial]:
     """The part of a front that is worth training.
 
-    The most accurate network first; then, for each hand-designed network, the most accurate one that costs less in every
-    respect (if there is one); then greedily whichever adds the most hypervolume on a logarithmic scale.
+    The most accurate network first; then, for each hand-designed network that none so far costs less than in every respect,
+    the most accurate one that does (if there is one); then greedily whichever adds the most hypervolume on a logarithmic scale.
 
     Args:
         trials: mutually non-dominated trials.
@@ -73,9 +73,9 @@ def choose(trials: Sequence[Trial], objectives: Sequence[Objective], designed: S
     for bar in designed:
         limit = np.array([bar[objectives[k].name] for k in costs])
         inside = np.flatnonzero((values[:, costs] <= limit).all(axis=1))
-        if len(inside) and costs:
+        if len(inside) and costs and not set(chosen) & set(inside.tolist()):
             chosen.append(int(inside[values[inside, first].argmin()]))
-    return [trials[k] for k in spread(values, list(dict.fromkeys(chosen))[:n], n)]
+    return [trials[k] for k in spread(values, chosen[:n], n)]
 
 
 def spread(values: NDArray[np.float64], chosen: Sequence[int], n: int) -> list[int]:

@@ -37,7 +37,7 @@ from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
 from nasopt.trial import Ask, Metrics, Study, Trial
 
-SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "warm start": 0.03, "search": 0.11, "random search": 0.14}
+SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "warm start": 0.04, "search": 0.11, "random search": 0.15}
 """Share of the time budget of every phase before the final trainings, which take the rest. Random search has as much as the
 warm start and the search together."""
 
@@ -47,7 +47,7 @@ MIN_PASSES = 5.0
 """Passes over the training part below which shared weights are not trained at all: each step trains four networks, and what
 it moves one network by, it moves the others from."""
 
-WARM = 18
+WARM = 12
 """Architectures at most that the warm start hands to the search."""
 
 CANDIDATES = 16
@@ -184,9 +184,12 @@ class Phases:
 
     # --------------------------------------------------------------------------------------------------------- warm start
     def warm_start(self) -> list[Arch]:
-        """Architectures with which the search begins: found by their costs alone, small enough to be trained in the end."""
+        """Architectures with which the search begins: found by their costs alone, small enough to be trained in the end.
+
+        Most of the time is for looking, the rest for timing training steps of those found.
+        """
         def compute() -> dict[str, list[Arch]]:
-            seconds = self.seconds("warm start")
+            seconds = 0.7 * self.seconds("warm start")
             with self.display.phase("warm start") as watch:
                 return {"archs": warm.start(self.setup, seconds, WARM, self._affordable, lambda p: watch(
                     min(p.spent, seconds), seconds, f"{p.done} networks"))}

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor, nn
 
+from nasopt import space as spaces
 from nasopt.cost.count import Count
 from nasopt.estimators.combine import Staged
 from nasopt.estimators.images import Costs
@@ -25,7 +27,8 @@ from nasopt.trial import Metrics, Objective, Problem, Trial
 
 
 def start(setup: Setup, seconds: float, n: int, fits: Callable[[Arch], bool], watch: Callable[[Progress], None]) -> list[Arch]:
-    """Up to ``n`` architectures, those first that add most to the front of capacity against cost.
+    """Up to ``n`` architectures, those first that add most to the front of capacity against cost, among the uniform ones
+    (`space.tied`): they are few, and designers find good networks among them.
 
     Without a cost among the objectives there is nothing to trade capacity against, and the list is empty.
 
@@ -37,13 +40,14 @@ def start(setup: Setup, seconds: float, n: int, fits: Callable[[Arch], bool], wa
     if not costs:
         return []
     limits = tuple(c for c in setup.problem.constraints if c.name != "error")
-    problem, seed = Problem(setup.problem.space, (Objective("capacity", minimise=False), *costs), limits), setup.config.seed
-    models = [capacity, *setup.cost_models()]
-    study = search(problem, NSGA2(problem, seed, population=24), Staged(problem, [Costs(setup.net, models, setup.example)]),
+    space, spelled_out = spaces.tied(setup.problem.space)
+    problem, seed = Problem(space, (Objective("capacity", minimise=False), *costs), limits), setup.config.seed
+    measure = Staged(setup.problem, [Costs(setup.net, [capacity, *setup.cost_models()], setup.example)])
+    study = search(problem, NSGA2(problem, seed, population=24), lambda ask: measure(replace(ask, arch=spelled_out(ask.arch))),
                    seed=seed, budget=Budget(seconds=seconds), watch=watch)
     if study.stopped == INTERRUPTED:
         raise KeyboardInterrupt
-    return [t.ask.arch for t in _spread(study.front(), problem, n, fits)]
+    return [spelled_out(t.ask.arch) for t in _spread(study.front(), problem, n, lambda arch: fits(spelled_out(arch)))]
 
 
 def capacity(net: nn.Module, example: Tensor, /) -> Metrics:
@@ -54,13 +58,13 @@ def capacity(net: nn.Module, example: Tensor, /) -> Metrics:
 
 def _spread(front: list[Trial], problem: Problem, n: int, fits: Callable[[Arch], bool]) -> list[Trial]:
     """Those of a front that fit, spread over it."""
-    left = list(front)
+    left, small = list(front), set[int]()
     while left:
         values = np.array([problem.values(t.metrics) for t in left])
         values[:, 0] = 1 / np.maximum(-values[:, 0], 1.0)  # as a cost
         chosen = [left[k] for k in final.spread(values, [], n)]
-        large = [t for t in chosen if not fits(t.ask.arch)]
-        if not large:
+        small |= {t.ask.number for t in chosen if t.ask.number not in small and fits(t.ask.arch)}
+        if all(t.ask.number in small for t in chosen):
             return chosen
-        left = [t for t in left if t not in large]
+        left = [t for t in left if t not in chosen or t.ask.number in small]
     return []
