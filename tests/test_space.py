@@ -36,6 +36,7 @@ from nasopt.space import (
     sample,
     signature,
     size,
+    tied,
     to_json,
     walk,
 )
@@ -153,6 +154,20 @@ def test_mutation_and_sampling_reach_everything(space: Space, seed: int) -> None
         if reached == inside:
             break
     assert reached == inside
+
+
+@given(spaces)
+def test_tied_architectures_choose_alike(space: Space) -> None:
+    small, spelled_out = tied(space)
+    genes = {g.path: g.labels for g in layout(space).genes}
+    assert size(small) == np.prod([len(own) for _, own in {(p.rpartition("/")[2], own) for p, own in genes.items()}], initial=1)
+    for arch in everything(small):
+        whole = spelled_out(arch)
+        check(space, whole)
+        chosen: defaultdict[tuple[str, tuple[str, ...]], set[int]] = defaultdict(set)
+        for path, option in whole.items():
+            chosen[path.rpartition("/")[2], genes[path]].add(option)
+        assert all(len(options) == 1 for options in chosen.values())
 
 
 @given(spaces.filter(lambda s: size(s) <= 100))

@@ -191,7 +191,7 @@ class Phases:
         def compute() -> dict[str, list[Arch]]:
             seconds = 0.7 * self.seconds("warm start")
             with self.display.phase("warm start") as watch:
-                return {"archs": warm.start(self.setup, seconds, WARM, self._affordable, lambda p: watch(
+                return {"archs": warm.start(self.setup, Budget(seconds=seconds), WARM, self._affordable, lambda p: watch(
                     min(p.spent, seconds), seconds, f"{p.done} networks"))}
 
         found: list[Arch] = self.ledger.remember("warm start", compute)["archs"]

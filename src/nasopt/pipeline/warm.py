@@ -15,8 +15,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from nasopt import space as spaces
+from nasopt.cost.clock import Latency
 from nasopt.cost.count import Count
-from nasopt.estimators.combine import Staged
+from nasopt.estimators.combine import Cached, Staged
 from nasopt.estimators.images import Costs
 from nasopt.pipeline import final
 from nasopt.pipeline.setup import Setup
@@ -25,15 +26,18 @@ from nasopt.space import Arch
 from nasopt.strategies.evolution import NSGA2
 from nasopt.trial import Metrics, Objective, Problem, Trial
 
+ROUGH = 10
+"""Timed passes of a latency here; the search times what it is handed again."""
 
-def start(setup: Setup, seconds: float, n: int, fits: Callable[[Arch], bool], watch: Callable[[Progress], None]) -> list[Arch]:
+
+def start(setup: Setup, budget: Budget, n: int, fits: Callable[[Arch], bool], watch: Callable[[Progress], None]) -> list[Arch]:
     """Up to ``n`` architectures, those first that add most to the front of capacity against cost, among the uniform ones
     (`space.tied`): they are few, and designers find good networks among them.
 
     Without a cost among the objectives there is nothing to trade capacity against, and the list is empty.
 
     Args:
-        seconds: how long to look.
+        budget: how long to look.
         fits: whether a network is small enough to be trained in the end.
     """
     costs = tuple(o for o in setup.problem.objectives if o.name != "error")
@@ -42,9 +46,10 @@ def start(setup: Setup, seconds: float, n: int, fits: Callable[[Arch], bool], wa
     limits = tuple(c for c in setup.problem.constraints if c.name != "error")
     space, spelled_out = spaces.tied(setup.problem.space)
     problem, seed = Problem(space, (Objective("capacity", minimise=False), *costs), limits), setup.config.seed
-    measure = Staged(setup.problem, [Costs(setup.net, [capacity, *setup.cost_models()], setup.example)])
+    models = [replace(m, runs=ROUGH) if isinstance(m, Latency) else m for m in setup.cost_models()]
+    measure = Cached(Staged(setup.problem, [Costs(setup.net, [capacity, *models], setup.example)]), setup.problem.space)
     study = search(problem, NSGA2(problem, seed, population=24), lambda ask: measure(replace(ask, arch=spelled_out(ask.arch))),
-                   seed=seed, budget=Budget(seconds=seconds), watch=watch)
+                   seed=seed, budget=budget, watch=watch)
     if study.stopped == INTERRUPTED:
         raise KeyboardInterrupt
     return [spelled_out(t.ask.arch) for t in _spread(study.front(), problem, n, lambda arch: fits(spelled_out(arch)))]

@@ -1,13 +1,8 @@
-"""Arrays of images: their layouts, and what a network gets of them."""
+"""Arrays of images and their layouts."""
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
-
-from nasopt.errors import InputError
+from typing import Final, Literal, TypeAlias
 
 Layout: TypeAlias = Literal["NHW", "NHWC", "NCHW"]
 """The order of a batch's axes: sample, height, width and, but for NHW (one channel), channel."""
@@ -41,39 +36,3 @@ def _layouts(channels_last: bool, channels_first: bool) -> set[Layout]:
     if channels_first:
         found.add("NCHW")
     return found
-
-
-def as_nchw(x: NDArray[Any], layout: Layout) -> NDArray[np.float32]:
-    """A batch as a new contiguous float32 array of shape (N, C, H, W), values unchanged.
-
-    Args:
-        x: images of any numeric type, with the axes of ``layout``.
-
-    Raises:
-        InputError: ``x`` has not the number of axes that ``layout`` names.
-    """
-    if x.ndim != len(layout):
-        raise InputError(f"images of shape {x.shape} are not {layout}: give an array with {len(layout)} axes.")
-    if layout == "NHW":
-        x = x[:, None]
-    if layout == "NHWC":
-        x = x.transpose(0, 3, 1, 2)
-    return np.array(x, dtype=np.float32, order="C")
-
-
-def standardise(
-    x: NDArray[Any], layout: Layout, mean: NDArray[np.float32], std: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """A batch as float32 (N, C, H, W), less the mean and divided by the standard deviation of each channel.
-
-    Args:
-        x: images with the axes of ``layout``.
-        mean, std: shape (C,), in the units of ``x`` (0..255 for uint8); see `nasopt.tasks.data.normalisation`.
-
-    Raises:
-        InputError: ``x`` has not the number of axes that ``layout`` names.
-    """
-    out = as_nchw(x, layout)
-    out -= mean[:, None, None]
-    out /= std[:, None, None]
-    return out

@@ -1,0 +1,108 @@
+"""What is decided between search and delivery: where a search starts, which networks are trained, for how long."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nasopt import space
+from nasopt.nets import choices
+from nasopt.pipeline import final, warm
+from nasopt.pipeline.setup import Config, Setup, prepare
+from nasopt.run.search import Budget
+from nasopt.tasks.data import Dataset
+from nasopt.trial import Ask, Constraint, Objective, Trial
+
+AIMS = (Objective("error"), Objective("params"), Objective("memory_mb", "MB"))
+
+
+@pytest.fixture(scope="module")
+def setup() -> Setup:
+    return prepared(AIMS)
+
+
+def prepared(aims: tuple[Objective, ...], bars: tuple[Constraint, ...] = ()) -> Setup:
+    x = np.random.default_rng(0).integers(0, 255, (60, 8, 8)).astype(np.uint8)
+    data = Dataset(x, np.arange(60) % 3, ("a", "b", "c"), "NHW", "noise", {})
+    return prepare(Config("noise", objectives=aims, constraints=bars), data)
+
+
+def start(setup: Setup, fits: object = lambda arch: True) -> list[space.Arch]:
+    return warm.start(setup, Budget(trials=30), 6, fits, lambda progress: None)  # type: ignore[arg-type]
+
+
+def test_a_search_starts_with_networks_that_nothing_found_surpasses(setup: Setup) -> None:
+    found = start(setup)
+    assert 1 < len(found) <= 6
+    costs = [warm.capacity(net, setup.example) | {k: v for m in setup.cost_models() for k, v in m(net, setup.example).items()}
+             for net in (choices.extract(setup.net, arch).eval() for arch in found)]
+    for a in costs:
+        assert not any(b["capacity"] > a["capacity"] and b["params"] < a["params"] and b["memory_mb"] < a["memory_mb"]
+                       for b in costs)
+
+
+def test_a_search_starts_with_networks_that_can_be_trained_in_time(setup: Setup) -> None:
+    largest = 20_000
+
+    def small(arch: space.Arch) -> bool:
+        return sum(p.numel() for p in choices.extract(setup.net, arch).parameters()) <= largest
+
+    found = start(setup, small)
+    assert found
+    assert all(small(arch) for arch in found)
+    assert start(setup, lambda arch: False) == []
+
+
+def test_nothing_to_trade_capacity_against() -> None:
+    assert start(prepared((Objective("error"),))) == []
+
+
+def test_the_start_keeps_the_constraints() -> None:
+    setup = prepared(AIMS, (Constraint("params", 10_000.0),))
+    for arch in start(setup):
+        assert sum(p.numel() for p in choices.extract(setup.net, arch).parameters()) <= 10_000
+
+
+def test_equal_epochs_but_for_the_dearest() -> None:
+    left = 1000 - 5 * final.EXPORT_SECONDS
+    n, epochs = final.plan([40.0, 30.0, 20.0], [100.0, 5.0], 1000)
+    assert n == 3
+    assert epochs[3] == pytest.approx(final.DESIGNED_SHARE * left / 100)
+    same = (1 - final.DESIGNED_SHARE) * left / 95
+    assert [epochs[k] for k in (0, 1, 2, 4)] == pytest.approx([same] * 4)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_plan_uses_the_time_and_no_more(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    found, designed = rng.uniform(5, 80, rng.integers(3, 10)).tolist(), rng.uniform(5, 80, 2).tolist()
+    n, epochs = final.plan(found, designed, 2000)
+    costs = np.array(found[:n] + designed)
+    left = 2000 - final.EXPORT_SECONDS * len(costs)
+    shares = np.array([final.LARGEST_SHARE] * n + [final.DESIGNED_SHARE] * 2)
+    spent = np.array(epochs) * costs
+    assert n >= final.MIN_NETWORKS
+    assert (spent <= shares * left + 1e-6).all()
+    assert spent.sum() == pytest.approx(left) or max(epochs) == final.MAX_EPOCHS
+    equal = spent < shares * left - 1e-6
+    assert np.ptp(np.array(epochs)[equal]) < 1e-9
+    assert max(epochs) >= final.MIN_EPOCHS or n == final.MIN_NETWORKS
+
+
+def trial(number: int, error: float, params: float, memory: float) -> Trial:
+    return Trial(Ask(number, {}), {"error": error, "params": params, "memory_mb": memory}, 0.0)
+
+
+def test_a_network_below_every_designed_one_is_chosen_once() -> None:
+    front = [trial(0, 0.1, 100, 10), trial(1, 0.2, 50, 5), trial(2, 0.3, 20, 2), trial(3, 0.9, 1, 0.1)]
+    bars = [{"params": 60.0, "memory_mb": 6.0}, {"params": 70.0, "memory_mb": 7.0}]
+    assert [t.ask.number for t in final.choose(front, AIMS, bars, 2)] == [0, 1]
+    assert len(final.choose(front, AIMS, bars, 3)) == 3
+    tight = [{"params": 30.0, "memory_mb": 3.0}, *bars]
+    assert [t.ask.number for t in final.choose(front, AIMS, tight, 2)] == [0, 2]
+
+
+def test_timing_an_epoch_trains_a_few_steps(setup: Setup) -> None:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    assert final.epoch_seconds(net, setup.training, final.train.Recipe()) > 0
