@@ -43,7 +43,7 @@ def summary(seed: int, results: Mapping[str, Any]) -> list[Any]:
               if any(dominates(f["metrics"], d["metrics"]) for f in results["front"])]
     curves, final = results["search"]["curves"], results["search"]["front_hypervolume"]
     volumes = [curves[name]["hypervolume"][-1] for name in ("nsga2", "random")]
-    return [seed, 100 * (1 - best["metrics"]["test_error"]), f"{100 * (1 - high):.2f}–{100 * (1 - low):.2f}",
+    return [seed, round(100 * (1 - best["metrics"]["test_error"]), 3), f"{100 * (1 - high):.2f}–{100 * (1 - low):.2f}",
             len(results["front"]), ", ".join(beaten) or "none", final["found"], final["designed"],
             volumes[0] / volumes[1] if volumes[1] else None,
             f"{len(curves['nsga2']['evaluations'])} / {len(curves['random']['evaluations'])}", results["trust"].get("value"),
@@ -54,9 +54,9 @@ def networks(seed: int, results: Mapping[str, Any]) -> list[list[Any]]:
     """One row a trained network."""
     kinds = {"front": "found, on the front", "dominated": "found, dominated", "designed": "designed by hand"}
     costs = ("latency_ms", "latency_onnx_ms", "memory_mb", "params", "flops")
-    return [[seed, kinds[group], r.get("name", r["id"]), 100 * (1 - r["metrics"]["test_error"]),
+    return [[seed, kinds[group], r.get("name", r["id"]), round(100 * (1 - r["metrics"]["test_error"]), 3),
              *(format_metric(k, r["metrics"].get(k)) for k in costs),
-             r["training_seconds"]] for group in kinds for r in results[group]]
+             r["epochs"], r["training_seconds"]] for group in kinds for r in results[group]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                                             "hypervolume found", "of the hand-designed", "search / random search",
                                             "evaluations", "Kendall tau", "epochs", "seconds"], "rows": rows},
             {"caption": "Networks", "columns": ["seed", "kind", "network", "test accuracy, %", "latency", "latency, ONNX",
-                                                "memory", "params", "flops", "training, s"],
+                                                "memory", "params", "flops", "epochs", "training, s"],
              "rows": [row for seed, r in records.items() for row in networks(seed, r)]},
         ]}, given.seeds)
 
