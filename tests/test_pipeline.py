@@ -105,4 +105,4 @@ def test_a_network_below_every_designed_one_is_chosen_once() -> None:
 
 def test_timing_an_epoch_trains_a_few_steps(setup: Setup) -> None:
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
-    assert final.epoch_seconds(net, setup.training, final.train.Recipe()) > 0
+    assert final.epoch_seconds(net, setup.training, final.train.Recipe(), setup.augment) > 0

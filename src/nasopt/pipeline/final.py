@@ -89,7 +89,7 @@ def spread(values: NDArray[np.float64], chosen: Sequence[int], n: int) -> list[i
     return chosen
 
 
-def epoch_seconds(net: nn.Module, data: train.Images, recipe: train.Recipe) -> float:
+def epoch_seconds(net: nn.Module, data: train.Images, recipe: train.Recipe, augment: train.Augment) -> float:
     """How long one epoch takes, the median of five steps after a first one. Trains ``net``: give a copy."""
     times: list[float] = []
 
@@ -97,7 +97,7 @@ def epoch_seconds(net: nn.Module, data: train.Images, recipe: train.Recipe) -> f
         times.append(time.perf_counter())
 
     steps = train.steps_of(data, recipe.scaled(1 / recipe.epochs))
-    train.fit(net, data, recipe.scaled(6 / (steps * recipe.epochs)), train.Augment(), 0, watch=tick)
+    train.fit(net, data, recipe.scaled(6 / (steps * recipe.epochs)), augment, 0, watch=tick)
     return steps * float(np.median(np.diff(times))) if len(times) > 1 else 0.1
 
 

@@ -141,7 +141,8 @@ class Phases:
 
     def epoch_seconds(self, arch: Arch) -> float:
         """How long one epoch of an architecture takes, from a few steps."""
-        return final.epoch_seconds(choices.extract(self.setup.net, arch), self.setup.training, train.Recipe())
+        setup = self.setup
+        return final.epoch_seconds(choices.extract(setup.net, arch), setup.training, train.Recipe(), setup.augment)
 
     def alone(self) -> StandAlone:
         """Judges by a short training of its own."""
@@ -267,7 +268,7 @@ class Phases:
         bars = [{k: v for m in setup.cost_models() for k, v in m(net.eval(), setup.example).items()}
                 for net in baselines.values()]
         recipe = train.Recipe()
-        bar_epochs = [final.epoch_seconds(net, setup.rest, recipe) for net in baselines.values()]
+        bar_epochs = [final.epoch_seconds(net, setup.rest, recipe, setup.augment) for net in baselines.values()]
         seconds = max(setup.config.seconds - self.spent(), 0.2 * setup.config.seconds)
         limit, epochs = final.dearest(seconds), dict[int, float]()
         left = final.useful(study.front(), setup.dataset.y[setup.split.train])
@@ -275,7 +276,8 @@ class Phases:
             chosen = final.choose(left, setup.problem.objectives, bars, setup.config.networks)
             for t in chosen:
                 if t.ask.number not in epochs:
-                    epochs[t.ask.number] = final.epoch_seconds(choices.extract(setup.net, t.ask.arch), setup.rest, recipe)
+                    alone = choices.extract(setup.net, t.ask.arch)
+                    epochs[t.ask.number] = final.epoch_seconds(alone, setup.rest, recipe, setup.augment)
             dear = [t for t in chosen if epochs[t.ask.number] > limit]
             if not dear or len(left) - len(dear) < final.MIN_NETWORKS:
                 break
