@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nasopt import space as spaces
 from nasopt.cost.clock import Latency
 from nasopt.cost.count import Count
-from nasopt.estimators.combine import Cached, Staged
+from nasopt.estimators.combine import Cached
 from nasopt.estimators.images import Costs
 from nasopt.pipeline import final
 from nasopt.pipeline.setup import Setup
@@ -47,7 +47,7 @@ def start(setup: Setup, budget: Budget, n: int, fits: Callable[[Arch], bool], wa
     space, spelled_out = spaces.tied(setup.problem.space)
     problem, seed = Problem(space, (Objective("capacity", minimise=False), *costs), limits), setup.config.seed
     models = [replace(m, runs=ROUGH) if isinstance(m, Latency) else m for m in setup.cost_models()]
-    measure = Cached(Staged(setup.problem, [Costs(setup.net, [capacity, *models], setup.example)]), setup.problem.space)
+    measure = Cached(Costs(setup.net, [capacity, *models], setup.example), setup.problem.space)
     study = search(problem, NSGA2(problem, seed, population=24), lambda ask: measure(replace(ask, arch=spelled_out(ask.arch))),
                    seed=seed, budget=budget, watch=watch)
     if study.stopped == INTERRUPTED:
