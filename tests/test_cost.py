@@ -19,7 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from nasopt.cost.clock import Latency, Timing, clock, torch_threads
 from nasopt.cost.count import Count, flops, params, size_mb
 from nasopt.cost.forward import capture
+from nasopt.cost.layers import Layers, forward_ms
 from nasopt.cost.memory import Memory, measured_peak_mb, peak_mb
+from nasopt.cost.receptive import seen
 from nasopt.errors import InputError
 from nasopt.testing.cost import check_cost_model
 
@@ -376,3 +378,45 @@ def test_broken_models_fail_the_kit(what: str) -> None:
     with torch_threads(torch.get_num_threads()), pytest.raises(AssertionError, match=what):
         check_cost_model(_breaks(what))
     check_cost_model(_breaks("nothing"))
+
+
+# -------------------------------------------------------------------------------------------- layers and receptive field
+def test_layers_add_up_and_are_timed_once() -> None:
+    asked: list[tuple[str, tuple[int, ...]]] = []
+
+    def timer(layer: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+        asked.append((type(layer).__name__, tuple(inputs[0].shape)))
+        return 2.0 ** len(asked)
+
+    model = Layers("some_ms", timer)
+    net = nn.Sequential(Block(4), Block(4), nn.Conv2d(4, 8, 1)).eval()
+    example = torch.rand(2, 4, 6, 6)
+    assert model(net, example) == {"some_ms": 2 * (2 + 4 + 8 + 16) + 32}
+    assert [name for name, _ in asked] == ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "Conv2d"]
+    assert model(net, example[:1]) == {"some_ms": 92.0}
+    assert len(asked) == 5
+    model(net, torch.rand(1, 4, 3, 3))
+    assert len(asked) == 10, "another size is another layer"
+
+
+def test_layers_keep_the_promises_of_cost_models() -> None:
+    check_cost_model(Layers("latency_ms", forward_ms()), monotone=False)
+
+
+@pytest.mark.parametrize(("net", "expected"), [
+    (nn.Conv2d(3, 16, 3, padding=1), 9),
+    (nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)), 25),
+    (nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, padding=1), nn.AdaptiveAvgPool2d(1)), 49),
+    (nn.Sequential(nn.Conv2d(3, 16, 3, padding=2, dilation=2)), 25),
+    (nn.Sequential(nn.Conv2d(3, 16, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)), 1),
+])
+def test_the_receptive_field_of_the_last_map(net: nn.Module, expected: int) -> None:
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    assert seen(net, torch.zeros(1, 3, 16, 16)) == expected / 256
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+
+
+def test_a_network_without_maps_sees_everything() -> None:
+    assert seen(nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), torch.zeros(1, 3, 4, 4)) == 1.0

@@ -10,7 +10,6 @@ from nasopt import space
 from nasopt.nets import choices
 from nasopt.pipeline import final, warm
 from nasopt.pipeline.setup import Config, Setup, prepare
-from nasopt.run.search import Budget
 from nasopt.tasks.data import Dataset
 from nasopt.trial import Ask, Constraint, Objective, Trial
 
@@ -28,30 +27,48 @@ def prepared(aims: tuple[Objective, ...], bars: tuple[Constraint, ...] = ()) -> 
     return prepare(Config("noise", objectives=aims, constraints=bars), data)
 
 
-def start(setup: Setup, fits: object = lambda arch: True) -> list[space.Arch]:
-    return warm.start(setup, Budget(trials=30), 6, fits, lambda progress: None)  # type: ignore[arg-type]
+def start(setup: Setup, fits: object = lambda arch: True, epoch: float = 100.0, trials: int = 30) -> list[space.Arch]:
+    return warm.start(setup, 60.0, epoch, fits, lambda spent: None, trials)  # type: ignore[arg-type]
 
 
-def test_a_search_starts_with_networks_that_nothing_found_surpasses(setup: Setup) -> None:
+def costs(setup: Setup, arch: space.Arch) -> dict[str, float]:
+    net = choices.extract(setup.net, arch).eval()
+    return warm.capacity(net, setup.example) | {k: v for m in setup.cost_models() for k, v in m(net, setup.example).items()}
+
+
+def test_a_search_starts_with_networks_of_more_capacity_than_random_ones(setup: Setup) -> None:
+    found = [costs(setup, arch) for arch in start(setup)]
+    rng = np.random.default_rng(1)
+    others = [costs(setup, space.sample(setup.problem.space, rng)) for _ in range(20)]
+    assert min(f["error"] for f in found) <= min(o["error"] for o in others)
+
+
+def test_a_search_starts_below_the_costs_of_every_designed_network(setup: Setup) -> None:
+    found = [costs(setup, arch) for arch in start(setup)]
+    for net in final.designed(setup).values():
+        bar = {k: v for m in setup.cost_models() for k, v in m(net.eval(), setup.example).items()}
+        assert any(all(f[o.name] <= bar[o.name] for o in AIMS[1:]) for f in found)
+
+
+def test_a_search_starts_with_networks_that_differ(setup: Setup) -> None:
     found = start(setup)
-    assert 1 < len(found) <= 6
-    costs = [warm.capacity(net, setup.example) | {k: v for m in setup.cost_models() for k, v in m(net, setup.example).items()}
-             for net in (choices.extract(setup.net, arch).eval() for arch in found)]
-    for a in costs:
-        assert not any(b["capacity"] > a["capacity"] and b["params"] < a["params"] and b["memory_mb"] < a["memory_mb"]
-                       for b in costs)
+    assert len({space.key(arch) for arch in found}) == len(found) > warm.EACH
 
 
-def test_a_search_starts_with_networks_that_can_be_trained_in_time(setup: Setup) -> None:
-    largest = 20_000
+def test_a_search_starts_with_networks_that_can_be_trained_in_time(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def params(layer: torch.nn.Module, inputs: object = ()) -> float:
+        return float(sum(p.numel() for p in layer.parameters()))
 
-    def small(arch: space.Arch) -> bool:
-        return sum(p.numel() for p in choices.extract(setup.net, arch).parameters()) <= largest
+    monkeypatch.setattr(warm, "step_ms", params)  # as if each parameter took a millisecond
+    monkeypatch.setattr(final, "epoch_seconds", lambda *given: 1.0)
+    bar = params(final.designed(setup)["small ResNet"])
 
-    found = start(setup, small)
-    assert found
-    assert all(small(arch) for arch in found)
-    assert start(setup, lambda arch: False) == []
+    def sizes(*given: object) -> list[float]:
+        return [params(choices.extract(setup.net, arch)) for arch in start(setup, *given)]
+
+    assert bar < max(sizes(lambda arch: True, 3.0)) <= 3 * bar
+    assert 0 < max(sizes(lambda arch: False, 3.0)) <= 1.5 * bar, "what is far below the limit need not be timed"
+    assert sizes(lambda arch: True, 1e-6) == []
 
 
 def test_nothing_to_trade_capacity_against() -> None:

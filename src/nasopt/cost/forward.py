@@ -18,7 +18,12 @@ from nasopt.errors import InputError
 
 
 def frozen(net: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose weights need no gradient. What a forward pass caches stays in the copy."""
+    """A copy in evaluation mode whose weights need no gradient. What a forward pass caches stays in the copy.
+
+    A network that is so already is handed back as it is.
+    """
+    if not any(m.training for m in net.modules()) and not any(p.requires_grad for p in net.parameters()):
+        return net
     twin = copy.deepcopy(net)
     for module in twin.modules():
         module.training = False  # not .eval(): exported modules refuse it

@@ -24,7 +24,7 @@ class Costs:
     example: Tensor
 
     def __call__(self, ask: Ask) -> Metrics:
-        alone = choices.extract(self.net, ask.arch).eval()
+        alone = choices.extract(self.net, ask.arch).eval().requires_grad_(False)  # as cost models want it: none copies it
         return {name: value for model in self.models for name, value in model(alone, self.example).items()}
 
 

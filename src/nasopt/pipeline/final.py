@@ -30,6 +30,9 @@ MIN_NETWORKS, MIN_EPOCHS, MAX_EPOCHS = 3, 7.0, 60.0
 LARGEST_SHARE, DESIGNED_SHARE = 0.4, 0.2
 """Shares of the time for final trainings that a found and a hand-designed network may take."""
 
+MARGIN = 0.05
+"""Share by which two measurements of one latency may well differ."""
+
 EXPORT_SECONDS = 4.0
 """What exporting and measuring one network takes, roughly."""
 
@@ -58,6 +61,7 @@ def choose(trials: Sequence[Trial], objectives: Sequence[Objective], designed: S
 
     The most accurate network first; then, for each hand-designed network that none so far costs less than in every respect,
     the most accurate one that does (if there is one); then greedily whichever adds the most hypervolume on a logarithmic scale.
+    A latency counts as less if it is by `MARGIN`.
 
     Args:
         trials: mutually non-dominated trials.
@@ -71,10 +75,11 @@ def choose(trials: Sequence[Trial], objectives: Sequence[Objective], designed: S
     costs = [k for k in range(len(objectives)) if k != first]
     chosen = [int(values[:, first].argmin())]
     for bar in designed:
-        limit = np.array([bar[objectives[k].name] for k in costs])
-        inside = np.flatnonzero((values[:, costs] <= limit).all(axis=1))
-        if len(inside) and costs and not set(chosen) & set(inside.tolist()):
-            chosen.append(int(inside[values[inside, first].argmin()]))
+        names = [objectives[k].name for k in costs]
+        limit = np.array([bar[name] * (1 - MARGIN * name.startswith("latency")) for name in names])
+        below = [k for k in range(len(values)) if costs and (values[k, costs] <= limit).all()]
+        if below and not set(chosen) & set(below):
+            chosen.append(min(below, key=lambda k: float(values[k, first])))
     return [trials[k] for k in spread(values, chosen[:n], n)]
 
 

@@ -47,10 +47,7 @@ MIN_PASSES = 5.0
 """Passes over the training part below which shared weights are not trained at all: each step trains four networks, and what
 it moves one network by, it moves the others from."""
 
-WARM = 12
-"""Architectures at most that the warm start hands to the search."""
-
-CANDIDATES = 16
+CANDIDATES = 32
 """Random networks whose training alone, briefly, would fill a search's share of the time."""
 
 SMALL_BATCH = 64
@@ -190,18 +187,18 @@ class Phases:
         Most of the time is for looking, the rest for timing training steps of those found.
         """
         def compute() -> dict[str, list[Arch]]:
-            seconds = 0.7 * self.seconds("warm start")
+            seconds, epoch = 0.7 * self.seconds("warm start"), self._affordable_epoch()
             with self.display.phase("warm start") as watch:
-                return {"archs": warm.start(self.setup, Budget(seconds=seconds), WARM, self._affordable, lambda p: watch(
-                    min(p.spent, seconds), seconds, f"{p.done} networks"))}
+                return {"archs": warm.start(self.setup, seconds, epoch, lambda arch: self.epoch_seconds(arch) <= epoch,
+                                           lambda spent: watch(min(spent, seconds), seconds))}
 
         found: list[Arch] = self.ledger.remember("warm start", compute)["archs"]
         return found
 
-    def _affordable(self, arch: Arch) -> bool:
-        """Whether the final trainings will have the time for a network."""
-        left = self.setup.config.seconds * (1 - sum(SHARES.values()))
-        return self.epoch_seconds(arch) <= final.dearest(left)
+    def _affordable_epoch(self) -> float:
+        """Seconds that an epoch of a network may take, so that the final trainings have the time for it."""
+        return final.dearest(self.setup.config.seconds - self.spent() - self.seconds("warm start") - self.seconds("search")
+                             - self.seconds("random search"))
 
     # ------------------------------------------------------------------------------------------------------------- search
     def estimator(self) -> Estimator:

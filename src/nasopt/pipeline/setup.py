@@ -39,7 +39,7 @@ VALIDATION = 2000
 
 
 STRATEGIES: Mapping[str, Callable[[Problem, int, Sequence[Arch]], Strategy]] = {
-    "nsga2": lambda problem, seed, initial: NSGA2(problem, seed, population=24, initial=initial),
+    "nsga2": lambda problem, seed, initial: NSGA2(problem, seed, population=min(24, len(initial) or 24), initial=initial),
     "random": lambda problem, seed, initial: RandomSearch(problem, seed, initial),
 }
 

@@ -106,8 +106,8 @@ def default_strides(input_shape: tuple[int, int, int]) -> tuple[int, ...]:
 
 
 def default_widths(input_shape: tuple[int, int, int], stages: int) -> tuple[tuple[int, ...], ...]:
-    """The widths of every stage: quarter, half and full width of 32 in the first, doubling from stage to stage."""
-    first = (8, 16, 32)
+    """The widths of every stage: 8 to 32 channels in the first, doubling from stage to stage."""
+    first = (8, 12, 16, 24, 32)
     return tuple(tuple(width << stage for width in first) for stage in range(stages))
 
 

@@ -1,0 +1,66 @@
+"""Time without running the whole network: the sum over its layers, each of them timed once (the lookup table of Wu et al.,
+FBNet, CVPR 2019, §3.3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nasopt.cost.clock import clock, torch_threads
+from nasopt.cost.forward import batch_of, frozen, plain
+from nasopt.trial import Metrics
+
+Timer = Callable[[nn.Module, tuple[Tensor, ...]], float]
+"""What one call of a layer's ``forward`` (not of the layer: it carries hooks) with these inputs takes, in milliseconds."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A cost model that adds up what every layer takes; a layer of a kind and a size met before is not timed again.
+
+    Layers are the modules without children. What a network computes between them (sums of branches) counts nothing, so
+    this ranks networks and is no substitute for timing them.
+
+    Args:
+        name: of the metric.
+        timer: times one layer.
+    """
+
+    name: str
+    timer: Timer
+    known: dict[tuple[Any, ...], float] = field(default_factory=dict)
+
+    def __call__(self, net: nn.Module, example: Tensor, /) -> Metrics:
+        total = 0.0
+
+        def add(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            nonlocal total
+            key = (type(layer), repr(layer), *(tuple(t.shape) for t in (*layer.parameters(), *inputs) if isinstance(t, Tensor)))
+            if key not in self.known:
+                self.known[key] = self.timer(layer, inputs)
+            total += self.known[key]
+
+        twin = frozen(net)
+        hooks = [m.register_forward_pre_hook(add) for m in twin.modules() if not any(m.children())]
+        try:
+            with plain():
+                twin(batch_of(example, 1))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {self.name: total}
+
+
+
+def forward_ms(threads: int = 1, timer: Callable[[], float] = time.perf_counter) -> Timer:
+    """Times a forward pass of a layer on its inputs as they are, in PyTorch."""
+    def call(layer: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+        with torch_threads(threads), torch.inference_mode():
+            return clock(lambda: layer.forward(*inputs), warmup=2, runs=10, timer=timer, settle=0.0).median_ms
+
+    return call
