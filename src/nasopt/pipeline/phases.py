@@ -50,6 +50,9 @@ it moves one network by, it moves the others from."""
 CANDIDATES = 32
 """Random networks whose training alone, briefly, would fill a search's share of the time."""
 
+MIN_BRIEF = 140
+"""Steps below which a brief training tells little of a longer one."""
+
 SMALL_BATCH = 64
 """Images a step of a brief training: it needs steps more than it needs exact gradients."""
 
@@ -129,12 +132,16 @@ class Phases:
         return [self.sampled.archs[k] for k in self.sampled.feasible[:WITNESSES]]
 
     def low_fidelity(self) -> train.Recipe:
-        """A recipe so short that `CANDIDATES` trainings of a random network fit into a search's share of the time."""
+        """A recipe so short that `CANDIDATES` trainings of a random network fit into a search's share of the time, but of
+        `MIN_BRIEF` steps at least."""
+        recipe = train.Recipe(epochs=1.0, batch=SMALL_BATCH)
+
         def plan() -> dict[str, float]:
             per_epoch = float(np.mean([self.epoch_seconds(a) for a in self.witnesses()]))
-            return {"epochs": min(final.MAX_EPOCHS / 4, max(0.2, self.seconds("search") / CANDIDATES / per_epoch))}
+            least = MIN_BRIEF / train.steps_of(self.setup.training, recipe)
+            return {"epochs": min(final.MAX_EPOCHS / 4, max(least, self.seconds("search") / CANDIDATES / per_epoch))}
 
-        return train.Recipe(epochs=self.ledger.remember("low fidelity", plan)["epochs"], batch=SMALL_BATCH)
+        return recipe.scaled(self.ledger.remember("low fidelity", plan)["epochs"])
 
     def epoch_seconds(self, arch: Arch) -> float:
         """How long one epoch of an architecture takes, from a few steps."""
