@@ -33,10 +33,10 @@ from nasopt.space import (
     layout,
     mutate,
     neighbours,
+    plain,
     sample,
     signature,
     size,
-    tied,
     to_json,
     walk,
 )
@@ -156,18 +156,24 @@ def test_mutation_and_sampling_reach_everything(space: Space, seed: int) -> None
     assert reached == inside
 
 
-@given(spaces)
-def test_tied_architectures_choose_alike(space: Space) -> None:
-    small, spelled_out = tied(space)
-    genes = {g.path: g.labels for g in layout(space).genes}
-    assert size(small) == np.prod([len(own) for _, own in {(p.rpartition("/")[2], own) for p, own in genes.items()}], initial=1)
-    for arch in everything(small):
-        whole = spelled_out(arch)
-        check(space, whole)
-        chosen: defaultdict[tuple[str, tuple[str, ...]], set[int]] = defaultdict(set)
-        for path, option in whole.items():
-            chosen[path.rpartition("/")[2], genes[path]].add(option)
-        assert all(len(options) == 1 for options in chosen.values())
+@given(spaces, st.integers(0, 5))
+def test_plain_architectures_have_one_operation(space: Space, seed: int) -> None:
+    lay = layout(space)
+    for arch in plain(space, np.random.default_rng(seed), 7):
+        check(space, arch)
+        for cell, columns in lay.cells:
+            chosen = {cell.operations[arch[lay.genes[k].path]] for k in columns if lay.genes[k].path in arch}
+            assert len(chosen - {cell.none}) <= 1
+            if set(cell.operations) - {cell.none, cell.skip}:
+                assert not chosen & {cell.skip} or cell.skip is None
+
+
+def test_plain_architectures_have_equal_cells_and_all_operations() -> None:
+    space = Product("", [Cell("a", 3, ("none", "x", "y"), none="none"), Cell("b", 3, ("none", "x", "y"), none="none"),
+                         Choice("width", ("1", "2"))])
+    found = [labels(space, arch) for arch in plain(space, np.random.default_rng(0), 200)]
+    assert all(f[f"a/{e}"] == f[f"b/{e}"] for f in found for e in ("0-1", "0-2", "1-2"))
+    assert len({tuple(f.values()) for f in found}) == 2 * (2 * 7 + 1)
 
 
 @given(spaces.filter(lambda s: size(s) <= 100))

@@ -352,26 +352,19 @@ def sample(space: Space, rng: np.random.Generator) -> dict[str, int]:
     return lay.archs(lay.random(rng, 1))[0]
 
 
-def tied(space: Space) -> tuple[Product, Callable[[Arch], dict[str, int]]]:
-    """The uniform architectures as a space of their own, with the function that spells one of them out.
-
-    Choices of one local name (the last part of their paths) with equal options are made once, for all places. In a space of
-    several stages, say, all stages then have equal cells and equal relative widths, as designers do it.
+def plain(space: Space, rng: np.random.Generator, n: int) -> list[dict[str, int]]:
+    """Random architectures of one operation each, as designers often choose: all cells have the same edges, every edge is that
+    operation or none at all. Everything else is random. (A cell without an operation that removes edges has it everywhere.)
     """
     lay = layout(space)
-    groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-    for k, gene in enumerate(lay.genes):
-        groups.setdefault((gene.path.rpartition("/")[2], gene.labels), []).append(k)
-    names = [f"group {k}" for k in range(len(groups))]
-    small = Product("", [Choice(name, labels) for name, (_, labels) in zip(names, groups, strict=True)])
-
-    def spelled_out(arch: Arch) -> dict[str, int]:
-        row = np.zeros((1, len(lay.genes)), dtype=np.int64)
-        for name, columns in zip(names, groups.values(), strict=True):
-            row[0, columns] = arch[name]
-        return lay.archs(row)[0]
-
-    return small, spelled_out
+    rows = lay.random(rng, n)
+    drawn = rng.random((n, 1 + max((len(columns) for _, columns in lay.cells), default=0)))
+    for cell, columns in lay.cells:
+        kinds = np.array([k for k, label in enumerate(cell.operations) if label not in (cell.none, cell.skip)] or [0])
+        kind = kinds[(drawn[:, :1] * len(kinds)).astype(np.int64)]
+        keep = drawn[:, 1:1 + len(columns)] < 0.5
+        rows[:, columns] = kind if cell.none is None else np.where(keep, kind, cell.operations.index(cell.none))
+    return lay.archs(rows)
 
 
 def everything(space: Space) -> Iterator[dict[str, int]]:

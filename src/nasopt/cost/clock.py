@@ -31,7 +31,7 @@ class Timing:
 
 
 def clock(call: Callable[[], object], warmup: int = 10, runs: int = 50,
-          timer: Callable[[], float] = time.perf_counter, settle: float = SETTLE_S) -> Timing:
+          timer: Callable[[], float] = time.perf_counter) -> Timing:
     """Times a call: ``warmup`` untimed calls, then at least ``runs`` timed ones, with garbage collection off.
 
     Args:
@@ -39,7 +39,6 @@ def clock(call: Callable[[], object], warmup: int = 10, runs: int = 50,
         warmup: untimed calls before.
         runs: timed calls at least; more of very short ones, so that their median is stable.
         timer: the clock, in seconds.
-        settle: seconds for which very short calls are timed at least.
 
     Raises:
         InputError: no run, or a negative number of warm-ups.
@@ -49,21 +48,26 @@ def clock(call: Callable[[], object], warmup: int = 10, runs: int = 50,
     for _ in range(warmup):
         call()
     with _no_collection():
-        seconds = _timed(call, runs, timer, settle)
+        seconds = _timed(call, runs, timer)
     low, median, high = np.percentile(seconds, [25, 50, 75])
     return Timing(float(median) * 1e3, float(high - low) * 1e3, len(seconds))
 
 
-def _timed(call: Callable[[], object], runs: int, timer: Callable[[], float], settle: float) -> list[float]:
+def _timed(call: Callable[[], object], runs: int, timer: Callable[[], float]) -> list[float]:
     """The duration of each call in seconds."""
     seconds: list[float] = []
     total = 0.0
-    while len(seconds) < runs or (total < settle and len(seconds) < 20 * runs):
-        start = timer()
-        call()
-        seconds.append(timer() - start)
+    while len(seconds) < runs or (total < SETTLE_S and len(seconds) < 20 * runs):
+        seconds.append(clock_once(call, timer))
         total += seconds[-1]
     return seconds
+
+
+def clock_once(call: Callable[[], object], timer: Callable[[], float]) -> float:
+    """The duration of one call in seconds."""
+    start = timer()
+    call()
+    return timer() - start
 
 
 @contextmanager

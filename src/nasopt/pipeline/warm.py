@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from nasopt import seed as seeds
 from nasopt import space as spaces
-from nasopt.cost.clock import Latency, clock
+from nasopt.cost.clock import Latency
 from nasopt.cost.count import Count
-from nasopt.cost.layers import Layers, forward_ms
+from nasopt.cost.layers import Layers, fastest_ms, forward_ms
 from nasopt.cost.receptive import seen
 from nasopt.estimators.combine import Cached
 from nasopt.estimators.images import Costs
@@ -33,13 +33,21 @@ from nasopt.protocols import CostModel
 from nasopt.run.search import INTERRUPTED, Budget, search
 from nasopt.space import Arch
 from nasopt.strategies.evolution import NSGA2
-from nasopt.trial import Constraint, Metrics, Objective, Problem, Study, Trial
+from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem, Trial
 
 ROWS = 64
 """Images in the step that a layer's training time is measured with."""
 
-EACH = 3
+EACH = 4
 """Networks handed over of each search of `start`."""
+
+DIFFERENT = 3
+"""Choices in which they differ, at least."""
+
+CAPACITY = (Objective("error"),)
+
+PLAIN = 200
+"""Architectures of one operation that are looked at first, as far as half of the time allows."""
 
 POPULATION = 24
 """Of the evolutions."""
@@ -47,11 +55,11 @@ POPULATION = 24
 
 def start(setup: Setup, seconds: float, epoch: float, fits: Callable[[Arch], bool], watch: Callable[[float], None],
           trials: int | None = None) -> list[Arch]:
-    """Architectures of much capacity: `EACH` of those whose training is affordable, of those that also cost less than each of
-    the hand-designed networks, and of those that add most to the front of capacity against costs.
+    """Architectures of much capacity: `EACH` of those whose training is affordable, and of those that also cost less than each
+    of the hand-designed networks.
 
-    Each of these searches takes an equal share of the time and begins with what those before found, the first one with
-    uniform architectures (`space.tied`): they are few, and designers find good networks among them.
+    First `PLAIN` architectures of one operation each are looked at (`space.plain`): designers find good networks among them.
+    From the best of these an evolution goes on in the whole space, for each of the three in an equal share of the time.
 
     Without a cost among the objectives there is nothing to trade capacity against, and the list is empty.
 
@@ -60,55 +68,48 @@ def start(setup: Setup, seconds: float, epoch: float, fits: Callable[[Arch], boo
         epoch: seconds that an epoch may take.
         fits: whether it takes no longer, for networks for which that is a close thing.
         watch: called with the seconds used.
-        trials: networks that a search may look at, at most.
+        trials: networks that each evolution may look at, at most.
     """
-    objectives = setup.problem.objectives
-    if all(o.name == "error" for o in objectives):
+    costs = [o for o in setup.problem.objectives if o.name != "error"]
+    if not costs:
         return []
     models, baselines = rough_models(setup), list(final.designed(setup).values())
     bars = [{k: v for model in models for k, v in model(net.eval(), setup.example).items()} for net in baselines]
     known = final.epoch_seconds(baselines[0], setup.rest, train.Recipe(), setup.augment)
-    affordable = [*(c for c in setup.problem.constraints if c.name != "error"),
-                  Constraint("step_ms", bars[0]["step_ms"] * epoch / known, "ms")]
-    least = [o for o in objectives if o.name == "error"]
-    below = [[Constraint(o.name, bar[o.name] * (1 - final.MARGIN * o.name.startswith("latency")), o.unit)
-              for o in objectives if o.name != "error"] for bar in bars]
-    problems = [Problem(setup.problem.space, tuple(least), (*affordable, *limits)) for limits in [[], *below]]
-    problems.append(Problem(setup.problem.space, objectives, tuple(affordable)))
-
+    affordable = Constraint("step_ms", bars[0]["step_ms"] * epoch / known, "ms")
+    below = [[Constraint(o.name, bar[o.name] * (1 - final.MARGIN * o.name.startswith("latency")), o.unit) for o in costs]
+             for bar in bars]
+    limits = (*(c for c in setup.problem.constraints if c.name != "error"), affordable)
+    problems = [Problem(setup.problem.space, CAPACITY, (*limits, *more)) for more in [[], *below]]
     measure, begun = Cached(Costs(setup.net, models, setup.example), setup.problem.space), time.perf_counter()
-    best, found = _uniform(setup, POPULATION), list[Arch]()
+
+    def spent() -> float:
+        return time.perf_counter() - begun
+
+    pool = list[Trial]()
+    for k, arch in enumerate(spaces.plain(setup.problem.space, seeds.rng(setup.config.seed, 0, "warm start"), trials or PLAIN)):
+        if spent() < seconds / 2:
+            watch(spent())
+            pool.append(Trial(Ask(k, arch), measure(Ask(k, arch)), 0.0))
+    found = list[Arch]()
     for k, problem in enumerate(problems):
-        left = max(1e-3, (seconds - (time.perf_counter() - begun)) / (len(problems) - k))
-        strategy = NSGA2(problem, setup.config.seed + k, population=POPULATION, initial=best)
-        study = search(problem, strategy, measure, seed=setup.config.seed, budget=Budget(trials=trials, seconds=left),
-                       watch=lambda progress: watch(time.perf_counter() - begun))
+        pool.sort(key=lambda t: (problem.violation(t.metrics), t.metrics["error"]))
+        left = (seconds - spent()) / (len(problems) - k)
+        strategy = NSGA2(problem, setup.config.seed, population=POPULATION, initial=[t.ask.arch for t in pool[:POPULATION]])
+        study = search(problem, strategy, measure, seed=setup.config.seed, watch=lambda progress: watch(spent()),
+                       budget=Budget(trials=trials, seconds=max(1e-3, left)))
         if study.stopped == INTERRUPTED:
             raise KeyboardInterrupt
-        chosen = _first(study, objectives, fits, affordable[-1])
-        found += [a for a in chosen if a not in found]
-        best = chosen + best[:POPULATION - len(chosen)]
+        better = sorted(study.feasible(), key=lambda t: t.metrics["error"])
+        found += [a for a in _fitting(better, fits, affordable.upper / 2) if a not in found]
     return found
 
 
-def _first(study: Study, objectives: Sequence[Objective], fits: Callable[[Arch], bool], step: Constraint) -> list[Arch]:
-    """`EACH` architectures that fit and differ: of most capacity, or spread over the front if there are several objectives."""
-    single = len(study.problem.objectives) == 1
-    left, good = sorted(study.feasible() if single else study.front(), key=lambda t: t.metrics["error"]), set[int]()
-    while True:
-        chosen = _different(left) if single else final.choose(left, objectives, [], EACH)
-        bad = [t for t in chosen if t.ask.number not in good and t.metrics["step_ms"] > step.upper / 2 and not fits(t.ask.arch)]
-        if not bad:
-            return [t.ask.arch for t in chosen]
-        good |= {t.ask.number for t in chosen if t not in bad}
-        left = [t for t in left if t not in bad]
-
-
 def _different(trials: Sequence[Trial]) -> list[Trial]:
-    """The first `EACH` that differ from those before in at least `EACH` choices."""
+    """The first `EACH` that differ from those before them in at least `DIFFERENT` choices."""
     chosen: list[Trial] = []
     for trial in trials:
-        if len(chosen) < EACH and all(_distance(trial.ask.arch, c.ask.arch) >= EACH for c in chosen):
+        if len(chosen) < EACH and all(_distance(trial.ask.arch, c.ask.arch) >= DIFFERENT for c in chosen):
             chosen.append(trial)
     return chosen
 
@@ -118,11 +119,16 @@ def _distance(a: Arch, b: Arch) -> int:
     return sum(a.get(path) != b.get(path) for path in a.keys() | b.keys())
 
 
-def _uniform(setup: Setup, n: int) -> list[Arch]:
-    """Random architectures of which all parts are alike."""
-    uniform, spelled_out = spaces.tied(setup.problem.space)
-    rng = seeds.rng(setup.config.seed, 0, "warm start")
-    return [spelled_out(spaces.sample(uniform, rng)) for _ in range(n)]
+def _fitting(trials: Sequence[Trial], fits: Callable[[Arch], bool], sure: float) -> list[Arch]:
+    """The first `EACH` different ones that fit; those whose step takes no more than ``sure`` milliseconds do."""
+    left, good = list(trials), set[int]()
+    while True:
+        chosen = _different(left)
+        bad = [t for t in chosen if t.ask.number not in good and t.metrics["step_ms"] > sure and not fits(t.ask.arch)]
+        if not bad:
+            return [t.ask.arch for t in chosen]
+        good |= {t.ask.number for t in chosen if t not in bad}
+        left = [t for t in left if t not in bad]
 
 
 def rough_models(setup: Setup) -> list[CostModel]:
@@ -145,7 +151,7 @@ def step_ms(layer: nn.Module, inputs: tuple[Tensor, ...]) -> float:
     twin = train.channels_last(copy.deepcopy(layer).train().requires_grad_())
     rows = [torch.randn(ROWS, *x.shape[1:]) for x in inputs]
     rows = [x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in rows]
-    return clock(partial(_step, twin, [x.requires_grad_() for x in rows]), warmup=1, runs=2, settle=0.0).median_ms
+    return fastest_ms(partial(_step, twin, [x.requires_grad_() for x in rows]), 2)
 
 
 def _step(layer: nn.Module, inputs: Sequence[Tensor]) -> None:
