@@ -23,6 +23,7 @@ from nasopt.cost.layers import Layers, forward_ms
 from nasopt.cost.memory import Memory, measured_peak_mb, peak_mb
 from nasopt.cost.receptive import seen
 from nasopt.errors import InputError
+from nasopt.pipeline.warm import step_ms
 from nasopt.testing.cost import check_cost_model
 
 
@@ -384,7 +385,7 @@ def test_broken_models_fail_the_kit(what: str) -> None:
 def test_layers_add_up_and_are_timed_once() -> None:
     asked: list[tuple[str, tuple[int, ...]]] = []
 
-    def timer(layer: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+    def timer(layer: nn.Module, inputs: tuple[Tensor, ...], named: object) -> float:
         asked.append((type(layer).__name__, tuple(inputs[0].shape)))
         return 2.0 ** len(asked)
 
@@ -397,6 +398,20 @@ def test_layers_add_up_and_are_timed_once() -> None:
     assert len(asked) == 5
     model(net, torch.rand(1, 4, 3, 3))
     assert len(asked) == 10, "another size is another layer"
+
+
+def test_layers_with_named_inputs_and_several_outputs() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.LSTM(4, 3), nn.Bilinear(3, 3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out, (hidden, _) = self.first(x)
+            return self.second(out, input2=hidden.expand_as(out))  # type: ignore[no-any-return]
+
+    for timer in (forward_ms(), step_ms):
+        assert Layers("ms", timer)(Pair().eval(), torch.rand(2, 4))["ms"] > 0
 
 
 def test_layers_keep_the_promises_of_cost_models() -> None:

@@ -56,7 +56,7 @@ def test_a_search_starts_with_networks_that_differ(setup: Setup) -> None:
 
 
 def test_a_search_starts_with_networks_that_can_be_trained_in_time(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    def params(layer: torch.nn.Module, inputs: object = ()) -> float:
+    def params(layer: torch.nn.Module, *inputs: object) -> float:
         return float(sum(p.numel() for p in layer.parameters()))
 
     monkeypatch.setattr(warm, "step_ms", params)  # as if each parameter took a millisecond

@@ -4,18 +4,19 @@ FBNet, CVPR 2019, §3.3)."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from nasopt.cost.clock import clock_once, torch_threads
 from nasopt.cost.forward import batch_of, frozen, plain
 from nasopt.trial import Metrics
 
-Timer = Callable[[nn.Module, tuple[Tensor, ...]], float]
+Timer = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], float]
 """What one call of a layer's ``forward`` (not of the layer: it carries hooks) with these inputs takes, in milliseconds."""
 
 
@@ -38,15 +39,16 @@ class Layers:
     def __call__(self, net: nn.Module, example: Tensor, /) -> Metrics:
         total = 0.0
 
-        def add(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        def add(layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
             nonlocal total
-            key = (type(layer), repr(layer), *(tuple(t.shape) for t in (*layer.parameters(), *inputs) if isinstance(t, Tensor)))
+            tensors = [t for t in (*layer.parameters(), *tree_leaves((inputs, dict(named)))) if isinstance(t, Tensor)]
+            key = (type(layer), repr(layer), *(tuple(t.shape) for t in tensors))
             if key not in self.known:
-                self.known[key] = self.timer(layer, inputs)
+                self.known[key] = self.timer(layer, inputs, named)
             total += self.known[key]
 
         twin = frozen(net)
-        hooks = [m.register_forward_pre_hook(add) for m in twin.modules() if not any(m.children())]
+        hooks = [m.register_forward_pre_hook(add, with_kwargs=True) for m in twin.modules() if not any(m.children())]
         try:
             with plain():
                 twin(batch_of(example, 1))
@@ -59,9 +61,9 @@ class Layers:
 
 def forward_ms(threads: int = 1, timer: Callable[[], float] = time.perf_counter) -> Timer:
     """Times a forward pass of a layer on its inputs as they are, in PyTorch."""
-    def call(layer: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+    def call(layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> float:
         with torch_threads(threads), torch.inference_mode():
-            return fastest_ms(lambda: layer.forward(*inputs), 20, timer)
+            return fastest_ms(lambda: layer.forward(*inputs, **named), 20, timer)
 
     return call
 

@@ -11,16 +11,19 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from nasopt import seed as seeds
 from nasopt import space as spaces
 from nasopt.cost.clock import Latency
 from nasopt.cost.count import Count
+from nasopt.cost.forward import batch_of
 from nasopt.cost.layers import Layers, fastest_ms, forward_ms
 from nasopt.cost.receptive import seen
 from nasopt.estimators.combine import Cached
@@ -33,7 +36,7 @@ from nasopt.protocols import CostModel
 from nasopt.run.search import INTERRUPTED, Budget, search
 from nasopt.space import Arch
 from nasopt.strategies.evolution import NSGA2
-from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem, Trial
+from nasopt.trial import Constraint, Metrics, Objective, Problem, Trial
 
 ROWS = 64
 """Images in the step that a layer's training time is measured with."""
@@ -83,25 +86,24 @@ def start(setup: Setup, seconds: float, epoch: float, fits: Callable[[Arch], boo
     problems = [Problem(setup.problem.space, CAPACITY, (*limits, *more)) for more in [[], *below]]
     measure, begun = Cached(Costs(setup.net, models, setup.example), setup.problem.space), time.perf_counter()
 
-    def spent() -> float:
-        return time.perf_counter() - begun
+    def look(problem: Problem, first: Sequence[Arch], until: float, most: int | None) -> list[Trial]:
+        """Evolves ``first`` until a share of the time is over; what it measured."""
+        spent = time.perf_counter() - begun
+        strategy = NSGA2(problem, setup.config.seed, population=POPULATION, initial=first)
+        study = search(problem, strategy, measure, seed=setup.config.seed, watch=lambda progress: watch(spent + progress.spent),
+                       budget=Budget(trials=most, seconds=max(1e-3, until * seconds - spent)))
+        if study.stopped == INTERRUPTED:
+            raise KeyboardInterrupt
+        return [t for t in study.trials if t.error is None]
 
-    pool = list[Trial]()
-    for k, arch in enumerate(spaces.plain(setup.problem.space, seeds.rng(setup.config.seed, 0, "warm start"), trials or PLAIN)):
-        if spent() < seconds / 2:
-            watch(spent())
-            pool.append(Trial(Ask(k, arch), measure(Ask(k, arch)), 0.0))
+    plain = spaces.plain(setup.problem.space, seeds.rng(setup.config.seed, 0, "warm start"), trials or PLAIN)
+    pool = look(Problem(setup.problem.space, CAPACITY), plain, 0.5, len(plain))
     found = list[Arch]()
     for k, problem in enumerate(problems):
         pool.sort(key=lambda t: (problem.violation(t.metrics), t.metrics["error"]))
-        left = (seconds - spent()) / (len(problems) - k)
-        strategy = NSGA2(problem, setup.config.seed, population=POPULATION, initial=[t.ask.arch for t in pool[:POPULATION]])
-        study = search(problem, strategy, measure, seed=setup.config.seed, watch=lambda progress: watch(spent()),
-                       budget=Budget(trials=trials, seconds=max(1e-3, left)))
-        if study.stopped == INTERRUPTED:
-            raise KeyboardInterrupt
-        better = sorted(study.feasible(), key=lambda t: t.metrics["error"])
-        found += [a for a in _fitting(better, fits, affordable.upper / 2) if a not in found]
+        better = look(problem, [t.ask.arch for t in pool[:POPULATION]], 0.5 + 0.5 * (k + 1) / len(problems), trials)
+        feasible = sorted((t for t in better if problem.violation(t.metrics) == 0), key=lambda t: t.metrics["error"])
+        found += [a for a in _fitting(feasible, fits, affordable.upper / 2) if a not in found]
     return found
 
 
@@ -146,15 +148,22 @@ def capacity(net: nn.Module, example: Tensor, /) -> Metrics:
     return {"error": 1 / (1 + math.sqrt(found["flops"] * found["params"]) * seen(net, example))}
 
 
-def step_ms(layer: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+def step_ms(layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> float:
     """Times a forward and a backward pass of a layer on `ROWS` images, as in training."""
     twin = train.channels_last(copy.deepcopy(layer).train().requires_grad_())
-    rows = [torch.randn(ROWS, *x.shape[1:]) for x in inputs]
-    rows = [x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in rows]
-    return fastest_ms(partial(_step, twin, [x.requires_grad_() for x in rows]), 2)
+    return fastest_ms(partial(_step, twin, tree_map(_rows, inputs), tree_map(_rows, dict(named))), 2)
 
 
-def _step(layer: nn.Module, inputs: Sequence[Tensor]) -> None:
+def _rows(value: Any) -> Any:
+    """A tensor of `ROWS` rows instead of one."""
+    if not isinstance(value, Tensor) or not value.ndim:
+        return value
+    rows = batch_of(value, ROWS)
+    rows = rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
+    return rows.requires_grad_(rows.is_floating_point())
+
+
+def _step(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
     with torch.enable_grad(), train.autocast(), Depthwise():
-        out = layer.forward(*inputs)
-    torch.autograd.backward(out, torch.ones_like(out))
+        out = [t for t in tree_leaves(layer.forward(*inputs, **named)) if isinstance(t, Tensor) and t.requires_grad]
+    torch.autograd.backward(out, [torch.ones_like(t) for t in out])

@@ -1,0 +1,264 @@
+"""Comparisons of search strategies that hold up: paired tests, many methods over many data sets, bootstraps over runs.
+
+Which test belongs to which design of a comparison is told by mathematics older than the field: two methods on paired seeds by
+Wilcoxon's signed ranks; many methods over many data sets by Friedman's ranks, then Nemenyi (all pairs) or Holm (against a
+control) (Demšar, JMLR 7, 2006); few runs on several tasks by the interquartile mean with a stratified bootstrap and the
+probability of improvement (Agarwal et al., NeurIPS 2021). scipy computes the distributions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from nasopt import seed as seeds
+from nasopt.errors import InputError
+
+Floats = NDArray[np.float64]
+
+MIN_PAIRS = 6
+"""Paired seeds below which Wilcoxon's test cannot reach p < .05, whatever the data (with 5 the least p is .0625)."""
+
+EXACT_UP_TO = 50
+"""Pairs up to which the signed-rank distribution is counted, not approximated."""
+
+
+# ---------------------------------------------------------------------------------------------------------- two methods
+@dataclass(frozen=True)
+class Paired:
+    """Two methods on the same seeds.
+
+    Attributes:
+        n: pairs.
+        p: two-sided, Wilcoxon's signed-rank test (pairs without a difference split: Pratt's zero handling).
+        shift: Hodges-Lehmann estimate of a - b, the median of all means of two differences.
+        low, high: its interval, by inversion of the test; infinite where so few pairs allow none at this level.
+        a12: Vargha and Delaney's effect size: the probability that a value of a is above one of b, ties half.
+        level: of the interval.
+    """
+
+    n: int
+    p: float
+    shift: float
+    low: float
+    high: float
+    a12: float
+    level: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether the difference is significant at 1 - level.
+
+        Raises:
+            InputError: there are fewer than `MIN_PAIRS` pairs: the word is refused.
+        """
+        if self.n < MIN_PAIRS:
+            raise InputError(f"{self.n} paired seeds can show no significance: run at least {MIN_PAIRS}, 20 for a claim.")
+        return self.p < 1 - self.level
+
+
+def paired(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Paired:
+    """Compares values (n,) of two methods, the k-th of either from the same seed.
+
+    Raises:
+        InputError: different numbers of values, fewer than 2, or one that is not finite.
+    """
+    x, y = _pairs(a, b)
+    difference = x - y
+    if not difference.any():
+        return Paired(len(x), 1.0, 0.0, 0.0, 0.0, a12(x, y), level)
+    method = "exact" if len(x) <= EXACT_UP_TO and not _ties(difference) else "approx"
+    p = float(stats.wilcoxon(difference, zero_method="pratt", method=method).pvalue)
+    walsh = np.sort(_walsh(difference))
+    k = _walsh_rank(len(x), level)
+    low, high = (float(walsh[k - 1]), float(walsh[-k])) if k else (-math.inf, math.inf)
+    return Paired(len(x), p, float(np.median(walsh)), low, high, a12(x, y), level)
+
+
+def _pairs(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
+    x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if x.shape != y.shape or x.ndim != 1:
+        raise InputError(f"a paired comparison needs one value of either method per seed, got {x.shape} and {y.shape}: "
+                         "run both on the same seeds.")
+    if len(x) < 2:
+        raise InputError(f"{len(x)} seed is no comparison: run at least 2, and {MIN_PAIRS} to say more.")
+    if not np.isfinite([x, y]).all():
+        raise InputError("a paired comparison got values that are not finite: leave out the seeds in which a run failed.")
+    return x, y
+
+
+def _ties(difference: Floats) -> bool:
+    sizes = np.abs(difference)
+    return bool((difference == 0).any() or len(np.unique(sizes)) < len(sizes))
+
+
+def _walsh(difference: Floats) -> Floats:
+    """The means of all pairs of differences, each with itself included, (n (n + 1) / 2,)."""
+    i, j = np.triu_indices(len(difference))
+    return np.asarray((difference[i] + difference[j]) / 2)
+
+
+def _walsh_rank(n: int, level: float) -> int:
+    """How many Walsh averages lie below the interval, plus 1: the largest k with P(T < k) <= (1 - level) / 2."""
+    tail, most = (1 - level) / 2, n * (n + 1) // 2
+    if n > EXACT_UP_TO:
+        mean, deviation = most / 2, math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
+        return max(0, math.floor(mean + deviation * float(stats.norm.ppf(tail)) + 0.5))
+    ways = np.zeros(most + 1)
+    ways[0] = 1
+    for rank in range(1, n + 1):
+        ways[rank:] = ways[rank:] + ways[:most + 1 - rank]
+    return int(np.searchsorted(np.cumsum(ways / 2.0**n), tail, side="right"))
+
+
+def a12(a: ArrayLike, b: ArrayLike) -> float:
+    """The probability that a value of ``a`` is above one of ``b``, ties half (Vargha & Delaney, JEBS 2000)."""
+    x, y = np.asarray(a, dtype=float)[:, None], np.asarray(b, dtype=float)[None, :]
+    return float((x > y).mean() + 0.5 * (x == y).mean())
+
+
+# --------------------------------------------------------------------------------------------------------- many methods
+@dataclass(frozen=True)
+class Friedman:
+    """Many methods over many data sets (Demšar 2006, §3.2).
+
+    Attributes:
+        ranks: mean rank of each method, 1 the best, (k,).
+        datasets: N.
+        chi2: Friedman's statistic, without a correction for ties.
+        p: of the tie-corrected statistic.
+        f: Iman and Davenport's statistic, distributed as F with k - 1 and (k - 1)(N - 1) degrees of freedom.
+        f_p: of that.
+    """
+
+    ranks: Floats
+    datasets: int
+    chi2: float
+    p: float
+    f: float
+    f_p: float
+
+    @property
+    def unit(self) -> float:
+        """The standard error of a difference of two mean ranks, sqrt(k (k + 1) / (6 N))."""
+        k = len(self.ranks)
+        return math.sqrt(k * (k + 1) / (6 * self.datasets))
+
+
+def friedman(scores: ArrayLike, minimise: bool = True) -> Friedman:
+    """Ranks methods on every data set and tests whether they differ.
+
+    Args:
+        scores: (datasets, methods).
+        minimise: whether small scores are good.
+
+    Raises:
+        InputError: fewer than 3 methods or 2 data sets, or a score that is not finite.
+    """
+    values = np.asarray(scores, dtype=float)
+    if values.ndim != 2 or values.shape[0] < 2 or values.shape[1] < 3 or not np.isfinite(values).all():
+        raise InputError(f"Friedman's test needs finite scores of at least 3 methods on 2 data sets, got shape {values.shape}: "
+                         "two methods are compared in pairs.")
+    n, k = values.shape
+    ranks = stats.rankdata(values if minimise else -values, axis=1)
+    means = ranks.mean(axis=0)
+    chi2 = 12 * n / (k * (k + 1)) * float((means**2).sum() - k * (k + 1) ** 2 / 4)
+    constant = (ranks == (k + 1) / 2).all()
+    p = 1.0 if constant else float(stats.friedmanchisquare(*values.T).pvalue)
+    rest = n * (k - 1) - chi2
+    f = math.inf if rest <= 0 else (n - 1) * chi2 / rest
+    return Friedman(means, n, chi2, p, f, float(stats.f.sf(f, k - 1, (k - 1) * (n - 1))))
+
+
+def nemenyi(found: Friedman) -> Floats:
+    """p-values of all pairs of methods, (k, k), by the studentised range (Nemenyi 1963)."""
+    k = len(found.ranks)
+    z = np.abs(found.ranks[:, None] - found.ranks[None, :]) / found.unit
+    return np.asarray(np.where(np.eye(k, dtype=bool), 1.0, stats.studentized_range.sf(z * math.sqrt(2), k, np.inf)))
+
+
+def critical_difference(found: Friedman, alpha: float = 0.05) -> float:
+    """The difference of mean ranks from which on Nemenyi's test tells two methods apart."""
+    return float(stats.studentized_range.ppf(1 - alpha, len(found.ranks), np.inf)) / math.sqrt(2) * found.unit
+
+
+def against_control(found: Friedman, control: int = 0) -> tuple[Floats, Floats]:
+    """Every other method against one: z (k - 1,) and Holm's adjusted p-values (k - 1,) (Demšar 2006, §3.2.2)."""
+    others = np.delete(found.ranks, control)
+    z = (others - found.ranks[control]) / found.unit
+    return z, holm(2 * stats.norm.sf(np.abs(z)))
+
+
+def bonferroni_dunn(found: Friedman, alpha: float = 0.05) -> float:
+    """The difference of mean ranks to a control from which on Bonferroni and Dunn's test tells a method apart."""
+    return float(stats.norm.ppf(1 - alpha / (2 * (len(found.ranks) - 1)))) * found.unit
+
+
+def holm(p: ArrayLike) -> Floats:
+    """Holm's step-down adjustment of p-values (m,), in their order."""
+    values = np.asarray(p, dtype=float)
+    order = np.argsort(values, kind="stable")
+    adjusted = np.minimum(1.0, np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)))
+    back = np.empty_like(adjusted)
+    back[order] = adjusted
+    return back
+
+
+# ------------------------------------------------------------------------------------------------------- runs and tasks
+@dataclass(frozen=True)
+class Interval:
+    """A statistic with its percentile-bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def iqm(scores: ArrayLike) -> float:
+    """The interquartile mean: the mean of the middle half of all values (Agarwal et al., NeurIPS 2021)."""
+    return float(stats.trim_mean(np.asarray(scores, dtype=float).ravel(), 0.25))
+
+
+def bootstrap(scores: Sequence[ArrayLike], statistic: Callable[[list[Floats]], float], seed: int = 0, resamples: int = 2000,
+              level: float = 0.95) -> Interval:
+    """The statistic of the scores of every task, resampled within each task (stratified).
+
+    Args:
+        scores: for every task, the values (runs,) or paired values (runs, methods), whose rows stay together.
+        statistic: of such a list.
+    """
+    tasks = [np.asarray(s, dtype=float) for s in scores]
+    if not tasks or min(len(t) for t in tasks) < 2:
+        raise InputError("a bootstrap needs at least 2 runs of every task: run more seeds.")
+    rng = seeds.rng(seed, 0, "bootstrap")
+    draws = [statistic([t[rng.integers(0, len(t), len(t))] for t in tasks]) for _ in range(resamples)]
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(statistic(tasks), float(low), float(high))
+
+
+def iqm_interval(scores: Sequence[ArrayLike], seed: int = 0, level: float = 0.95) -> Interval:
+    """The interquartile mean over all runs of all tasks, with its stratified bootstrap interval."""
+    return bootstrap(scores, lambda tasks: iqm(np.concatenate(tasks)), seed, level=level)
+
+
+def probability_of_improvement(a: Sequence[ArrayLike], b: Sequence[ArrayLike], seed: int = 0, level: float = 0.95) -> Interval:
+    """How probably a run of ``a`` is above one of ``b``, mean over tasks (Agarwal et al. 2021).
+
+    Args:
+        a, b: for every task the values (runs,); the two may have different numbers of runs.
+
+    Raises:
+        InputError: different numbers of tasks.
+    """
+    if len(a) != len(b):
+        raise InputError(f"the two methods were run on {len(a)} and {len(b)} tasks: compare them on the same ones.")
+
+    def mean_a12(tasks: list[Floats]) -> float:
+        return float(np.mean([a12(x, y) for x, y in zip(tasks[:len(a)], tasks[len(a):], strict=True)]))
+
+    return bootstrap([*a, *b], mean_a12, seed, level=level)
