@@ -27,6 +27,9 @@ from nasopt.pipeline.setup import Setup, has_onnx
 from nasopt.trial import Metrics, Objective, Trial
 
 MIN_NETWORKS, MIN_EPOCHS, MAX_EPOCHS = 3, 7.0, 60.0
+LEAST_EPOCHS = 5.0
+"""Epochs below which a network is not trained at all if there is another."""
+
 LARGEST_SHARE, DESIGNED_SHARE = 0.4, 0.2
 """Shares of the time for final trainings that a found and a hand-designed network may take."""
 
@@ -106,9 +109,9 @@ def epoch_seconds(net: nn.Module, data: train.Images, recipe: train.Recipe, augm
     return steps * float(np.median(np.diff(times))) if len(times) > 1 else 0.1
 
 
-def dearest(seconds: float) -> float:
-    """Seconds of an epoch above which `MIN_EPOCHS` of one network take more than its share of the time for all."""
-    return LARGEST_SHARE * seconds / MIN_EPOCHS
+def dearest(seconds: float, epochs: float) -> float:
+    """Seconds of an epoch above which so many epochs of one network take more than its share of the time for all."""
+    return LARGEST_SHARE * seconds / epochs
 
 
 def plan(epoch: Sequence[float], designed: Sequence[float], seconds: float) -> tuple[int, list[float]]:

@@ -37,7 +37,7 @@ from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
 from nasopt.trial import Ask, Metrics, Study, Trial
 
-SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "warm start": 0.04, "search": 0.11, "random search": 0.15}
+SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "warm start": 0.08, "search": 0.09, "random search": 0.17}
 """Share of the time budget of every phase before the final trainings, which take the rest. Random search has as much as the
 warm start and the search together."""
 
@@ -194,9 +194,9 @@ class Phases:
         Most of the time is for looking, the rest for timing training steps of those found.
         """
         def compute() -> dict[str, list[Arch]]:
-            seconds, epoch = 0.7 * self.seconds("warm start"), self._affordable_epoch()
+            seconds, epoch = 0.9 * self.seconds("warm start"), self._affordable_epoch()
             with self.display.phase("warm start") as watch:
-                return {"archs": warm.start(self.setup, seconds, epoch, lambda arch: self.epoch_seconds(arch) <= epoch,
+                return {"archs": warm.start(self.setup, seconds, epoch, self.epoch_seconds,
                                            lambda spent: watch(min(spent, seconds), seconds))}
 
         found: list[Arch] = self.ledger.remember("warm start", compute)["archs"]
@@ -204,8 +204,8 @@ class Phases:
 
     def _affordable_epoch(self) -> float:
         """Seconds that an epoch of a network may take, so that the final trainings have the time for it."""
-        return final.dearest(self.setup.config.seconds - self.spent() - self.seconds("warm start") - self.seconds("search")
-                             - self.seconds("random search"))
+        others = self.seconds("warm start") + self.seconds("search") + self.seconds("random search")
+        return final.dearest(self.setup.config.seconds - self.spent() - others, final.MIN_EPOCHS)
 
     # ------------------------------------------------------------------------------------------------------------- search
     def estimator(self) -> Estimator:
@@ -274,7 +274,7 @@ class Phases:
         recipe = train.Recipe()
         bar_epochs = [final.epoch_seconds(net, setup.rest, recipe, setup.augment) for net in baselines.values()]
         seconds = max(setup.config.seconds - self.spent(), 0.2 * setup.config.seconds)
-        limit, epochs = final.dearest(seconds), dict[int, float]()
+        limit, epochs = final.dearest(seconds, final.LEAST_EPOCHS), dict[int, float]()
         left = final.useful(study.front(), setup.dataset.y[setup.split.train])
         while True:
             chosen = final.choose(left, setup.problem.objectives, bars, setup.config.networks)

@@ -1,7 +1,7 @@
 """Where a search begins: networks of much capacity for what they cost, found without any training.
 
-Capacity is the geometric mean of multiply-accumulates and parameters, how much a network computes and how much it can hold:
-the two plainest proxies for how well it learns, and hard to beat (White et al., "A deeper look at zero-cost proxies
+Capacity is a geometric mean of multiply-accumulates (twice) and parameters, how much a network computes and how much it can
+hold: the two plainest proxies for how well it learns, and hard to beat (White et al., "A deeper look at zero-cost proxies
 for lightweight NAS", ICLR blog track 2022). Either alone is best served by networks that are all early or all late layers.
 It counts only as far as the network sees the image (`nasopt.cost.receptive`).
 """
@@ -41,7 +41,7 @@ from nasopt.trial import Constraint, Metrics, Objective, Problem, Trial
 ROWS = 64
 """Images in the step that a layer's training time is measured with."""
 
-EACH = 4
+EACH = 5
 """Networks handed over of each search of `start`."""
 
 DIFFERENT = 3
@@ -50,26 +50,29 @@ DIFFERENT = 3
 CAPACITY = (Objective("error"),)
 
 PLAIN = 200
-"""Architectures of one operation that are looked at first, as far as half of the time allows."""
+"""Architectures of one operation that are looked at first, as far as their share of the time allows."""
+
+POOL_SHARE = 0.3
+"""Of the time, for them."""
 
 POPULATION = 24
 """Of the evolutions."""
 
 
-def start(setup: Setup, seconds: float, epoch: float, fits: Callable[[Arch], bool], watch: Callable[[float], None],
+def start(setup: Setup, seconds: float, epoch: float, timed: Callable[[Arch], float], watch: Callable[[float], None],
           trials: int | None = None) -> list[Arch]:
     """Architectures of much capacity: `EACH` of those whose training is affordable, and of those that also cost less than each
-    of the hand-designed networks.
+    of the hand-designed networks (one that costs more than another in every respect is left out).
 
     First `PLAIN` architectures of one operation each are looked at (`space.plain`): designers find good networks among them.
-    From the best of these an evolution goes on in the whole space, for each of the three in an equal share of the time.
+    From the best of these an evolution goes on in the whole space, for each of the aims.
 
     Without a cost among the objectives there is nothing to trade capacity against, and the list is empty.
 
     Args:
         seconds: how long to look.
         epoch: seconds that an epoch may take.
-        fits: whether it takes no longer, for networks for which that is a close thing.
+        timed: the seconds that it takes, really: of the network of most capacity, to see how far the sums over layers are off.
         watch: called with the seconds used.
         trials: networks that each evolution may look at, at most.
     """
@@ -81,7 +84,7 @@ def start(setup: Setup, seconds: float, epoch: float, fits: Callable[[Arch], boo
     known = final.epoch_seconds(baselines[0], setup.rest, train.Recipe(), setup.augment)
     affordable = Constraint("step_ms", bars[0]["step_ms"] * epoch / known, "ms")
     below = [[Constraint(o.name, bar[o.name] * (1 - final.MARGIN * o.name.startswith("latency")), o.unit) for o in costs]
-             for bar in bars]
+             for bar in bars if not any(other is not bar and all(other[o.name] <= bar[o.name] for o in costs) for other in bars)]
     limits = (*(c for c in setup.problem.constraints if c.name != "error"), affordable)
     problems = [Problem(setup.problem.space, CAPACITY, (*limits, *more)) for more in [[], *below]]
     measure, begun = Cached(Costs(setup.net, models, setup.example), setup.problem.space), time.perf_counter()
@@ -97,13 +100,18 @@ def start(setup: Setup, seconds: float, epoch: float, fits: Callable[[Arch], boo
         return [t for t in study.trials if t.error is None]
 
     plain = spaces.plain(setup.problem.space, seeds.rng(setup.config.seed, 0, "warm start"), trials or PLAIN)
-    pool = look(Problem(setup.problem.space, CAPACITY), plain, 0.5, len(plain))
+    pool = look(Problem(setup.problem.space, CAPACITY), plain, POOL_SHARE, len(plain))
     found = list[Arch]()
     for k, problem in enumerate(problems):
         pool.sort(key=lambda t: (problem.violation(t.metrics), t.metrics["error"]))
-        better = look(problem, [t.ask.arch for t in pool[:POPULATION]], 0.5 + 0.5 * (k + 1) / len(problems), trials)
-        feasible = sorted((t for t in better if problem.violation(t.metrics) == 0), key=lambda t: t.metrics["error"])
-        found += [a for a in _fitting(feasible, fits, affordable.upper / 2) if a not in found]
+        until = POOL_SHARE + (1 - POOL_SHARE) * (k + 1) / len(problems)
+        better = [t for t in look(problem, [t.ask.arch for t in pool[:POPULATION]], until, trials)
+                  if problem.violation(t.metrics) == 0]
+        better.sort(key=lambda t: t.metrics["error"])
+        if k == 0 and better:
+            off = max(1.0, timed(better[0].ask.arch) / epoch * affordable.upper / better[0].metrics["step_ms"])
+            better = [t for t in better if t.metrics["step_ms"] * off <= affordable.upper]
+        found += [t.ask.arch for t in _different(better) if t.ask.arch not in found]
     return found
 
 
@@ -121,18 +129,6 @@ def _distance(a: Arch, b: Arch) -> int:
     return sum(a.get(path) != b.get(path) for path in a.keys() | b.keys())
 
 
-def _fitting(trials: Sequence[Trial], fits: Callable[[Arch], bool], sure: float) -> list[Arch]:
-    """The first `EACH` different ones that fit; those whose step takes no more than ``sure`` milliseconds do."""
-    left, good = list(trials), set[int]()
-    while True:
-        chosen = _different(left)
-        bad = [t for t in chosen if t.ask.number not in good and t.metrics["step_ms"] > sure and not fits(t.ask.arch)]
-        if not bad:
-            return [t.ask.arch for t in chosen]
-        good |= {t.ask.number for t in chosen if t not in bad}
-        left = [t for t in left if t not in bad]
-
-
 def rough_models(setup: Setup) -> list[CostModel]:
     """What the objectives and constraints need, with latencies as sums over layers; ``error``, as far as capacity tells;
     and ``step_ms``, a training step of `ROWS` images."""
@@ -142,10 +138,10 @@ def rough_models(setup: Setup) -> list[CostModel]:
 
 
 def capacity(net: nn.Module, example: Tensor, /) -> Metrics:
-    """``error``, standing in for the error to come: the inverse of capacity, the geometric mean of multiply-accumulates and
-    parameters, times the share of the image that is seen."""
+    """``error``, standing in for the error to come: the inverse of capacity, the geometric mean of multiply-accumulates,
+    multiply-accumulates and parameters, times the share of the image that is seen."""
     found = Count()(net, example)
-    return {"error": 1 / (1 + math.sqrt(found["flops"] * found["params"]) * seen(net, example))}
+    return {"error": 1 / (1 + math.cbrt(found["flops"] ** 2 * found["params"]) * seen(net, example))}
 
 
 def step_ms(layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> float:
