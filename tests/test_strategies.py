@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from nasopt.space import Cell, Choice, Product, canonical, everything, key
+from nasopt.strategies.aging import RegularizedEvolution
 from nasopt.strategies.evolution import NSGA2
+from nasopt.strategies.local import LocalSearch
 from nasopt.strategies.random import REST, RandomSearch
 from nasopt.testing.strategy import check_strategy, example_spaces
 from nasopt.trial import Ask, Objective, Problem, Trial
@@ -23,6 +25,10 @@ ONE = (Objective("error"),)
         NSGA2,
         lambda p, s: NSGA2(p, s, population=4),
         lambda p, s: NSGA2(p, s, population=7, immigrants=1.0),
+        RegularizedEvolution,
+        lambda p, s: RegularizedEvolution(p, s, population=4, sample=2),
+        LocalSearch,
+        lambda p, s: LocalSearch(p, s, start=1),
     ],
 )
 def test_conformance(make: Callable[[Problem, int], RandomSearch]) -> None:
@@ -259,3 +265,66 @@ def test_a_space_of_dead_cells_ends() -> None:
     space = Cell("", 4, ("none", "skip", "a"), none="none", skip="skip")
     networks = {key(canonical(space, a)) for a in everything(space)}
     assert len(drain(RandomSearch(Problem(space, ONE), 4), 7)) == len(networks) < 3**6
+
+
+def counted(problem: Problem, strategy: RandomSearch | LocalSearch | RegularizedEvolution, most: int) -> list[Ask]:
+    """The asks, one at a time, until all choices are the last option; the error is how many are not."""
+    asks: list[Ask] = []
+    while len(asks) < most:
+        (ask,) = strategy.ask(1, len(asks))
+        asks.append(ask)
+        wrong = sum(v != 3 for v in ask.arch.values())
+        if not wrong:
+            break
+        strategy.tell([Trial(ask, {"error": float(wrong)}, 0.0)])
+    return asks
+
+
+def test_local_search_walks_downhill() -> None:
+    problem = Problem(Product("", [Choice(f"c{k}", "abcd") for k in range(6)]), ONE)
+    for seed in range(5):
+        asks = counted(problem, LocalSearch(problem, seed, start=1), 200)
+        assert len(asks) <= 1 + 6 * 18, "at most six neighbourhoods of eighteen"
+        here, best = asks[0].arch, 6
+        for ask in asks[1:]:
+            assert sum(ask.arch[k] != here[k] for k in here) == 1, "a neighbour of the best"
+            wrong = sum(v != 3 for v in ask.arch.values())
+            if wrong < sum(v != 3 for v in here.values()):
+                here, best = ask.arch, wrong
+        assert best == 0
+
+
+def test_local_search_starts_again_where_nothing_is_better() -> None:
+    problem = Problem(Product("", [Choice("a", "abcd"), Choice("b", "abcd"), Choice("c", "abcd")]), ONE)
+    strategy, seen = LocalSearch(problem, 0, start=1), list[Ask]()
+    for number in range(64):
+        (ask,) = strategy.ask(1, number)
+        seen.append(ask)
+        strategy.tell([Trial(ask, {"error": float(number)}, 0.0)])  # the first is the best
+    first = seen[0].arch
+    distance = [sum(a.arch[k] != first[k] for k in first) for a in seen]
+    assert distance[1:10] == [1] * 9
+    assert max(distance) > 1
+    assert strategy.ask(1, 64) == []
+
+
+def test_regularised_evolution_mutates_the_best_of_the_youngest() -> None:
+    problem = Problem(Product("", [Choice(f"c{k}", "abcdefgh") for k in range(8)]), ONE)
+    strategy = RegularizedEvolution(problem, 0, population=5, sample=5)
+    told: list[Ask] = []
+    for number in range(40):
+        (ask,) = strategy.ask(1, number)
+        if number >= 5:
+            best = max(told[-5:], key=lambda a: (a.number % 3, a.number))
+            assert sum(ask.arch[k] != best.arch[k] for k in best.arch) == 1
+        told.append(ask)
+        strategy.tell([Trial(ask, {"error": -float(number % 3)}, 0.0)])
+
+
+def test_informed_strategies_need_fewer_than_random_search() -> None:
+    problem = Problem(Product("", [Choice(f"c{k}", "abcd") for k in range(6)]), ONE)
+    def median(make: Callable[[Problem, int], RandomSearch | LocalSearch | RegularizedEvolution]) -> float:
+        return float(np.median([len(counted(problem, make(problem, seed), 1500)) for seed in range(9)]))
+
+    assert median(LocalSearch) < 100
+    assert median(lambda p, s: RegularizedEvolution(p, s, population=20, sample=5)) < 400 < median(RandomSearch)

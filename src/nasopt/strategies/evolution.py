@@ -59,6 +59,18 @@ class Pool:
                     np.concatenate([self.violation, other.violation]), np.concatenate([self.age, other.age]))
 
 
+def pool_of(problem: Problem, layout: Layout, trials: Sequence[Trial]) -> Pool:
+    """Trials as a pool, in their order."""
+    values = np.array([problem.values(t.metrics) for t in trials]).reshape(len(trials), len(problem.objectives))
+    violation = np.zeros(len(trials))
+    if problem.constraints:
+        violation[:] = [problem.violation(t.metrics) for t in trials]
+    failed = np.array([t.error is not None for t in trials], dtype=bool)
+    violation[failed | ((violation == 0) & ~np.isfinite(values).all(axis=1))] = np.inf
+    return Pool(layout.rows([t.ask.arch for t in trials]), values, violation,
+                np.array([t.ask.number for t in trials], dtype=np.int64))
+
+
 Mating: TypeAlias = Callable[[Pool, int, np.random.Generator], Ints]
 """(pool, n, generator) -> the parents' indices, shape (n, 2)."""
 Variation: TypeAlias = Callable[[Layout, Rows, Rows, np.random.Generator], Rows]
@@ -211,17 +223,10 @@ class Evolution:
 
     def _measure(self, trials: Sequence[Trial]) -> Pool:
         """Trials as a pool; marks them as seen."""
-        problem = self.problem
-        rows = self._layout.rows([t.ask.arch for t in trials])
+        pool = pool_of(self.problem, self._layout, trials)
         if not self._repeat:
-            self._unseen.add(self._unseen.canonical(rows))
-        values = np.array([problem.values(t.metrics) for t in trials]).reshape(len(trials), len(problem.objectives))
-        violation = np.zeros(len(trials))
-        if problem.constraints:
-            violation[:] = [problem.violation(t.metrics) for t in trials]
-        failed = np.array([t.error is not None for t in trials], dtype=bool)
-        violation[failed | ((violation == 0) & ~np.isfinite(values).all(axis=1))] = np.inf
-        return Pool(rows, values, violation, np.array([t.ask.number for t in trials], dtype=np.int64))
+            self._unseen.add(self._unseen.canonical(pool.rows))
+        return pool
 
     def _breed(self) -> Rows:
         """The next generation, shape (at most N, c); empty, and nothing changed, if there is nothing left to ask."""
