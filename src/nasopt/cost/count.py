@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,18 +39,24 @@ def flops(net: nn.Module, example: Tensor) -> int:
     Pooling, normalisation and activations cost nothing. Every call counts, also calls of `torch.nn.functional`;
     products of two activations (attention) and recurrent layers count too.
     """
+    return sum(flops_by_size(net, example).values())
+
+
+def flops_by_size(net: nn.Module, example: Tensor) -> dict[int, int]:
+    """`flops` of the operations whose results are maps (N, C, H, W) of H · W positions, for every H · W; under 1 those of all
+    others."""
     counter = _Counter()
     with plain(), torch.inference_mode(), counter:  # inference mode hands over linear layers whole, with their bias
         frozen(net)(batch_of(example, 1))
-    return counter.total
+    return dict(counter.totals)
 
 
 class _Counter(TorchDispatchMode):
-    """Sums the cost of every operation that runs under it."""
+    """Sums the cost of every operation that runs under it, by the positions of its result."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
+        self.totals: Counter[int] = Counter()
 
     def __torch_dispatch__(self, func: OpOverload[Any, Any], types: Any, args: Sequence[Any] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
@@ -59,7 +67,8 @@ class _Counter(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             return func(*args, **kwargs) if out is NotImplemented else out
         out = func(*args, **kwargs)
-        self.total += _cost(packet, args, kwargs, out)
+        cost = _cost(packet, args, kwargs, out)
+        self.totals[math.prod(out.shape[2:]) if isinstance(out, Tensor) and out.ndim == 4 else 1] += cost
         return out
 
 

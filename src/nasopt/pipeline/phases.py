@@ -144,9 +144,9 @@ class Phases:
         return recipe.scaled(self.ledger.remember("low fidelity", plan)["epochs"])
 
     def epoch_seconds(self, arch: Arch) -> float:
-        """How long one epoch of an architecture takes, from a few steps."""
+        """How long one epoch of the final training of an architecture takes, from a few steps."""
         setup = self.setup
-        return final.epoch_seconds(choices.extract(setup.net, arch), setup.training, train.Recipe(), setup.augment)
+        return final.epoch_seconds(choices.extract(setup.net, arch), setup.rest, train.Recipe(), setup.augment)
 
     def alone(self) -> StandAlone:
         """Judges by a short training of its own."""

@@ -1,9 +1,9 @@
 """Where a search begins: networks of much capacity for what they cost, found without any training.
 
-Capacity is a geometric mean of multiply-accumulates (twice) and parameters, how much a network computes and how much it can
-hold: the two plainest proxies for how well it learns, and hard to beat (White et al., "A deeper look at zero-cost proxies
-for lightweight NAS", ICLR blog track 2022). Either alone is best served by networks that are all early or all late layers.
-It counts only as far as the network sees the image (`nasopt.cost.receptive`).
+Capacity says how much a network computes and how much it can hold: multiply-accumulates and parameters are the two plainest
+proxies for how well it learns, and hard to beat (White et al., "A deeper look at zero-cost proxies for lightweight NAS",
+ICLR blog track 2022). Either alone is best served by networks that are all early or all late layers, so it also counts
+how evenly the work is spread over the sizes of the maps, and how far the network sees (`nasopt.cost.receptive`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -22,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from nasopt import seed as seeds
 from nasopt import space as spaces
 from nasopt.cost.clock import Latency
-from nasopt.cost.count import Count
+from nasopt.cost.count import flops_by_size, params
 from nasopt.cost.forward import batch_of
 from nasopt.cost.layers import Layers, fastest_ms, forward_ms
 from nasopt.cost.receptive import seen
@@ -138,10 +139,13 @@ def rough_models(setup: Setup) -> list[CostModel]:
 
 
 def capacity(net: nn.Module, example: Tensor, /) -> Metrics:
-    """``error``, standing in for the error to come: the inverse of capacity, the geometric mean of multiply-accumulates,
-    multiply-accumulates and parameters, times the share of the image that is seen."""
-    found = Count()(net, example)
-    return {"error": 1 / (1 + math.cbrt(found["flops"] ** 2 * found["params"]) * seen(net, example))}
+    """``error``, standing in for the error to come: the inverse of capacity. Capacity is the geometric mean of parameters,
+    multiply-accumulates, and the geometric mean of these over the sizes of the maps, times the share of the image that is seen.
+    """
+    work = flops_by_size(net, example)
+    maps = [flops for size, flops in work.items() if size > 1] or list(work.values()) or [0]
+    even = math.exp(np.mean(np.log(np.maximum(maps, 1))))
+    return {"error": 1 / (1 + math.cbrt(params(net) * sum(work.values()) * even) * seen(net, example))}
 
 
 def step_ms(layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> float:
