@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,6 +19,7 @@ from nasopt import __version__, goals
 from nasopt.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from nasopt.bench import Bench
     from nasopt.job import Run
 
 app = typer.Typer(
@@ -133,8 +135,8 @@ def search(
         min=1, metavar="N", help="Search at most this many networks.")] = None,
     networks: Annotated[int, typer.Option(
         min=1, metavar="N", help="Train at most this many networks of the search's front.")] = 10,
-    strategy: Annotated[Literal["nsga2", "random"], typer.Option(
-        help="How to search: evolution (NSGA-II), or at random as a baseline.")] = "nsga2",
+    strategy: Annotated[Literal["local", "nsga2", "random", "rea"], typer.Option(
+        help="How to search: evolution (NSGA-II), regularised evolution, local search, or at random.")] = "nsga2",
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the run is kept. Default: runs/NAME after "
                                                                     "the data.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Two runs with one seed propose the same networks in the same order "
@@ -192,7 +194,72 @@ def export(
     typer.echo(job.export(run, network, kind, to))
 
 
+BENCH_EPILOG = """Examples:
+
+nasopt bench nb201 --objective test200_c10 --strategy random,local,rea --queries 200 --seeds 20
+
+nasopt bench nb201 --objective split25k_test200_c10_1seed --report test200_c10 --seeds 20 --json runs.json
+
+nasopt bench lotz --strategy nsga2 --queries 5000
+"""
+
+
+@app.command(epilog=BENCH_EPILOG)
+def bench(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="A file of the tables' folder, such as nb201, or a synthetic "
+                                                               "problem: oneminmax, oneminmax3, lotz, dtlz2.")],
+    strategy: Annotated[str, typer.Option(metavar="NAME[,NAME...]", help="local, nsga2, random, rea.")] = "",
+    objective: Annotated[str, typer.Option(metavar="COLUMN[,COLUMN...]", help="What the search sees and optimises.")] = "",
+    report_: Annotated[str, typer.Option("--report", metavar="COLUMN[,COLUMN...]",
+                                         help="Columns to write down beside, which no strategy sees.")] = "",
+    constraint: Annotated[list[str] | None, typer.Option(
+        metavar="BOUND", help="An upper bound on a column in its own unit: 'c10__raspi4_latency<=20'.")] = None,
+    queries: Annotated[int, typer.Option(min=1, metavar="N", help="Evaluations a search.")] = 200,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Searches of each strategy, seeds 0 to N-1.")] = 10,
+    jobs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes at once (default: one a core).")] = None,
+    folder: Annotated[Path, typer.Option("--tables", metavar="FOLDER", envvar="NASOPT_TABLES",
+                                         help="Where the tables are.")] = Path("tables"),
+    json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write every trial of every search there.")] = None,
+) -> None:
+    """Compare search strategies on a table of trained networks or on a problem with a known answer."""
+    from nasopt import bench as benches
+    from nasopt.strategies.catalogue import DEFAULT
+
+    def names(text: str) -> tuple[str, ...]:
+        return tuple(name.strip() for name in text.split(",") if name.strip())
+
+    bounds = tuple(goals.parse_bound(text) for text in constraint or ())
+    task = benches.Task(table, str(folder), names(objective), names(report_), bounds)
+    if json_ is not None and not json_.resolve().parent.is_dir():
+        raise InputError(f"the folder of {str(json_)!r} does not exist: make it, or write elsewhere.")
+    ready = benches.prepare(task)
+    records = benches.run(task, names(strategy) or (DEFAULT,), queries, range(seeds), jobs)
+    if json_ is not None:
+        json_.write_text(json.dumps({"table": table, "objectives": [o.name for o in ready.problem.objectives],
+                                     "queries": queries, "runs": records}) + "\n", encoding="utf-8")
+    _show_bench(ready, records, queries)
+
+
 # ---------------------------------------------------------------------------------------------------------- printing
+def _show_bench(ready: Bench, records: Sequence[Mapping[str, Any]], queries: int) -> None:
+    from nasopt import bench as benches
+
+    at = sorted({q for q in (25, 50, 100, 200, 500, 1000) if q < queries} | {queries})
+    rows = benches.summary(ready.problem, records, ready.front, at)
+    aim = ready.problem.objectives[0]
+    single = len(ready.problem.objectives) == 1
+    title = f"best {aim.name} so far" if single else "hypervolume, share of the true front's"
+    sign = 1 if not single or aim.minimise else -1
+    table = Table("strategy", "seeds", "ms a query", *(["queries to the optimum: median", "95 %", "found"] if single else []),
+                  *(f"after {q}" for q in at), title=f"{title}: interquartile mean [95 % interval]", title_justify="left")
+    for row in rows:
+        optimum = [f"{row['optimum'][0]:g}", f"{row['optimum'][1]:g}", f"{100 * row['optimum'][2]:.0f} %"] if single else []
+        cells = [f"{sign * i.value:.4g} [{min(sign * i.low, sign * i.high):.4g}, {max(sign * i.low, sign * i.high):.4g}]"
+                 for i in row["at"].values()]
+        table.add_row(row["strategy"], str(row["seeds"]), f"{1e3 * row['seconds']:.2f}", *optimum, *cells)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
 @contextmanager
 def _resumable(folder: Path) -> Iterator[None]:
     try:

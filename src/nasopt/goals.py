@@ -123,6 +123,22 @@ def parse_constraint(text: str) -> Constraint:
     return Constraint(m.key, upper, m.unit)
 
 
+def parse_bound(text: str) -> Constraint:
+    """An upper bound on a column of a table, in the column's own unit: ``c10__raspi4_latency<=20``, ``undeployable<=0``.
+
+    Raises:
+        InputError: not of this form.
+    """
+    name, sign, upper = text.partition("<=")
+    try:
+        bound = float(upper)
+    except ValueError:
+        bound = math.nan
+    if not sign or not name.strip() or not math.isfinite(bound):
+        raise InputError(f"constraint {text!r} is not an upper bound on a column: write for example 'raspi4_latency<=20'.")
+    return Constraint(name.strip(), bound)
+
+
 def _factor(text: str, m: Metric, unit: str) -> float:
     """From the unit in a constraint to that of the metric's key."""
     units = UNITS[m.kind]

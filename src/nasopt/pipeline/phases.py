@@ -30,11 +30,12 @@ from nasopt.pipeline import final, warm
 from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.progress import Display, Watch
-from nasopt.pipeline.setup import STRATEGIES, Config, Sampled, Setup, survey
+from nasopt.pipeline.setup import Config, Sampled, Setup, survey
 from nasopt.protocols import Estimator, Storage
 from nasopt.run.executors import Serial
 from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
+from nasopt.strategies.catalogue import make
 from nasopt.trial import Ask, Metrics, Study, Trial
 
 SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "warm start": 0.08, "search": 0.09, "random search": 0.17}
@@ -223,7 +224,7 @@ class Phases:
             return replace(load(storage), problem=self.setup.problem, stopped=done)
         setup, main = self.setup, threading.current_thread() is threading.main_thread()
         known = self.witnesses() if "value" in self.trust() else []
-        strategy = STRATEGIES[name](setup.problem, setup.config.seed, [*known, *initial])
+        strategy = make(name, setup.problem, setup.config.seed, [*known, *initial])
         with self.display.phase(title) as watch:
             study = search(setup.problem, strategy, self.estimator(), storage=storage, seed=setup.config.seed,
                            budget=Budget(trials=setup.config.trials, seconds=self.seconds(title)),

@@ -27,21 +27,14 @@ from nasopt.nets import choices
 from nasopt.nets.export import nchw
 from nasopt.nets.supernet import sandwich
 from nasopt.nets.train import Augment, Images
-from nasopt.protocols import CostModel, Strategy
+from nasopt.protocols import CostModel
 from nasopt.space import Arch
-from nasopt.strategies.evolution import NSGA2
-from nasopt.strategies.random import RandomSearch
+from nasopt.strategies.catalogue import STRATEGIES
 from nasopt.tasks.data import Dataset, Split, normalisation, split
 from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem
 
-VALIDATION = 2000
+VALIDATION = 5000
 """Images of the validation part that a candidate is judged on, at most."""
-
-
-STRATEGIES: Mapping[str, Callable[[Problem, int, Sequence[Arch]], Strategy]] = {
-    "nsga2": lambda problem, seed, initial: NSGA2(problem, seed, population=min(24, len(initial) or 24), initial=initial),
-    "random": lambda problem, seed, initial: RandomSearch(problem, seed, initial),
-}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,197 @@
+"""Many searches of one table or synthetic problem, over strategies and seeds, side by side in processes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nasopt import space as spaces
+from nasopt.analysis import stats
+from nasopt.analysis.hypervolume import bounds, curve, reference_point
+from nasopt.benchmarks import synthetic, tables
+from nasopt.errors import InputError, unknown
+from nasopt.protocols import Estimator
+from nasopt.run.search import Budget, search
+from nasopt.strategies import catalogue
+from nasopt.trial import Constraint, Problem, Trial
+
+Floats = NDArray[np.float64]
+
+SYNTHETIC: Mapping[str, Callable[[], synthetic.Synthetic]] = {
+    "oneminmax": lambda: synthetic.one_min_max(20),
+    "oneminmax3": lambda: synthetic.one_min_max(20, 3),
+    "lotz": lambda: synthetic.lotz(20),
+    "dtlz2": synthetic.dtlz2,
+}
+"""Synthetic problems by name."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is searched, by plain values, so that every process can build it.
+
+    Attributes:
+        table: a file of the tables' folder or the name of a synthetic problem.
+        folder: of the tables.
+        objectives: columns that the search sees and aims at; none for a synthetic problem, which has its own.
+        report: columns that are written down beside them, and that no strategy sees.
+        constraints: upper bounds on columns.
+    """
+
+    table: str
+    folder: str
+    objectives: tuple[str, ...]
+    report: tuple[str, ...] = ()
+    constraints: tuple[Constraint, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A task made ready.
+
+    Attributes:
+        estimate: gives the strategies what they may see.
+        more: gives the reported columns too.
+        front: the true front, (points, objectives), to be minimised.
+    """
+
+    problem: Problem
+    estimate: Estimator
+    more: Estimator
+    front: Floats
+
+
+@lru_cache(maxsize=4)
+def prepare(task: Task) -> Bench:
+    """Reads the table.
+
+    Raises:
+        InputError: no such table, a damaged one, unknown columns, or constraints that no architecture meets.
+    """
+    if task.table in SYNTHETIC:
+        if task.objectives or task.report or task.constraints:
+            raise InputError(f"{task.table} has its own objectives: leave out --objective, --report and --constraint.")
+        known = SYNTHETIC[task.table]()
+        return Bench(known.problem, known, known, known.front)
+    path = Path(task.folder, task.table)
+    if not path.with_name(path.stem + ".npz").is_file() and Path(task.folder).is_dir():
+        raise unknown("table", task.table, [*SYNTHETIC, *(p.stem for p in Path(task.folder).glob("*.npz"))])
+    table = tables.load(path)
+    if not task.objectives:
+        raise InputError(f"name what to optimise in {table.name} with --objective: {', '.join(sorted(table.columns))}.")
+    problem = table.problem(task.objectives, task.constraints)
+    for name in task.report:
+        table.column(name)
+    seen = [*task.objectives, *(c.name for c in task.constraints)]
+    return Bench(problem, tables.Lookup(table, seen), tables.Lookup(table, [*seen, *task.report]), table.front(problem))
+
+
+def one(task: Task, strategy: str, seed: int, queries: int) -> dict[str, Any]:
+    """One search: {strategy, seed, trials, stopped, seconds}; a trial is {architecture, metrics, seconds}, its seconds those
+    of the strategy and the loop since the one before it."""
+    ready = prepare(task)
+    rows: list[dict[str, Any]] = []
+    last = started = time.perf_counter()
+
+    def note(trial: Trial) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        rows.append({"architecture": spaces.labels(ready.problem.space, trial.ask.arch), "metrics": dict(ready.more(trial.ask)),
+                     "seconds": now - last})
+        last = time.perf_counter()
+
+    study = search(ready.problem, catalogue.make(strategy, ready.problem, seed), ready.estimate, budget=Budget(trials=queries),
+                   seed=seed, watch=lambda progress: note(progress.trial))
+    return {"strategy": strategy, "seed": seed, "trials": rows, "stopped": study.stopped, "seconds": last - started}
+
+
+def run(task: Task, strategies: Sequence[str], queries: int, seeds: Sequence[int], jobs: int | None = None,
+        watch: Callable[[int, int], None] | None = None) -> list[dict[str, Any]]:
+    """All searches, ordered by strategy and seed.
+
+    Raises:
+        InputError: what `prepare` refuses, an unknown strategy, or nothing to run.
+    """
+    prepare(task)
+    for name in strategies:
+        if name not in catalogue.STRATEGIES:
+            raise unknown("strategy", name, catalogue.STRATEGIES)
+    if len(strategies) > 1 and len(seeds) < 2:
+        raise InputError("one seed is no comparison of strategies: run at least 2, 6 for a test, 20 for a claim.")
+    if queries < 1 or not seeds or not strategies:
+        raise InputError(f"{queries} queries, {len(seeds)} seeds and {len(strategies)} strategies are no comparison: "
+                         "give at least 1 of each.")
+    work = [(task, name, seed, queries) for name in strategies for seed in seeds]
+    jobs = min(jobs or os.cpu_count() or 1, len(work))
+    found = []
+    with ProcessPoolExecutor(jobs, initializer=_one_thread) as pool:
+        for done, record in enumerate(pool.map(one, *zip(*work, strict=True)), 1):
+            found.append(record)
+            if watch is not None:
+                watch(done, len(work))
+    return found
+
+
+def _one_thread() -> None:
+    """Processes side by side use one thread each."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+# ------------------------------------------------------------------------------------------------------------- summaries
+def values(problem: Problem, record: Mapping[str, Any]) -> Floats:
+    """The objectives of a run's trials, (n, objectives), to be minimised; infinite where infeasible."""
+    rows = [t["metrics"] for t in record["trials"]]
+    found = np.array([problem.values(m) for m in rows]).reshape(len(rows), len(problem.objectives))
+    found[[problem.violation(m) > 0 for m in rows]] = np.inf
+    return found
+
+
+def queries_to_optimum(problem: Problem, record: Mapping[str, Any], front: Floats) -> float:
+    """How many queries a run of one objective took to the optimum; infinite if it never came."""
+    hits = np.flatnonzero(values(problem, record)[:, 0] <= front[0, 0])
+    return float(hits[0] + 1) if len(hits) else np.inf
+
+
+def quality(problem: Problem, record: Mapping[str, Any], front: Floats) -> Floats:
+    """How good a run is after each query, (n,): with one objective the best so far, to be minimised; with several the
+    hypervolume as a share of that of the true front, in the frame from its ideal point to a tenth of its range beyond its nadir.
+    """
+    found = values(problem, record)
+    if len(problem.objectives) == 1:
+        return np.asarray(np.minimum.accumulate(found[:, 0]))
+    ideal, nadir = bounds(front)
+    reference = reference_point(ideal, nadir)
+    whole = curve(front, reference)[-1]
+    return np.asarray(curve(found, reference) / whole)
+
+
+def summary(problem: Problem, records: Sequence[Mapping[str, Any]], front: Floats, at: Sequence[int]) -> list[dict[str, Any]]:
+    """One row a strategy: {strategy, seeds, seconds a query, optimum, at}. ``optimum`` (one objective only) is the median and the
+    95th percentile of the queries to the optimum and the share of runs that found it; ``at`` the interquartile mean of `quality`
+    after each number of queries, with its bootstrap interval.
+    """
+    rows = []
+    for name in dict.fromkeys(r["strategy"] for r in records):
+        own = [r for r in records if r["strategy"] == name]
+        row: dict[str, Any] = {"strategy": name, "seeds": len(own),
+                               "seconds": float(np.mean([t["seconds"] for r in own for t in r["trials"]]))}
+        if len(problem.objectives) == 1:
+            needed = np.sort([queries_to_optimum(problem, r, front) for r in own])
+            row["optimum"] = [*(float(needed[max(0, int(np.ceil(q * len(needed))) - 1)]) for q in (0.5, 0.95)),
+                              float(np.isfinite(needed).mean())]
+        curves = [quality(problem, r, front) for r in own]
+        reached = {q: [float(c[min(q, len(c)) - 1]) for c in curves if len(c)] for q in at}
+        row["at"] = {q: stats.iqm_interval([v]) if len(v) > 1 else stats.Interval(v[0], v[0], v[0]) for q, v in reached.items()}
+        rows.append(row)
+    return rows
