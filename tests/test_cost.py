@@ -6,6 +6,7 @@ import gc
 import itertools
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nasopt.cost.clock import Latency, Timing, clock, torch_threads
+from nasopt.cost.clock import Latency, Timing, clock, clocks, torch_threads
 from nasopt.cost.count import Count, flops, params, size_mb
 from nasopt.cost.forward import capture
 from nasopt.cost.layers import Layers, forward_ms
@@ -263,6 +264,20 @@ def test_clock_defaults_to_ten_warm_ups_and_fifty_runs() -> None:
     timer = Clock([1.0])
     assert clock(timer.call, timer=timer).runs == 50
     assert timer.calls == 60
+
+
+def test_clocks_goes_round_so_that_a_slower_machine_slows_all() -> None:
+    now, order = [0.0], list[str]()
+
+    def call(name: str, seconds: float) -> None:
+        order.append(name)
+        now[0] += seconds * (1 + 9 * (len(order) > 36))  # the machine is ten times slower after 36 calls
+
+    calls = [partial(call, name, seconds) for name, seconds in (("a", 1.0), ("b", 2.0), ("c", 1.0))]
+    a, b, c = clocks(calls, warmup=1, runs=20, timer=lambda: now[0])
+    assert (a, b.median_ms, a.runs) == (c, 2 * a.median_ms, 20)
+    assert order[3:36] == ["a"] * 11 + ["b"] * 11 + ["c"] * 11
+    assert a.median_ms > clock(partial(call, "a", 0.1), warmup=1, runs=20, timer=lambda: now[0]).median_ms
 
 
 @pytest.mark.parametrize(("seconds", "runs"), [(5e-4, 100), (1e-9, 1000), (1e-3, 50)])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from nasopt.cost.clock import Latency, onnx_latency
+from nasopt.cost.clock import Latency, onnx_latencies
 from nasopt.cost.forward import capture
 from nasopt.errors import InputError
 from nasopt.nets.export import (
@@ -247,5 +247,5 @@ def test_onnx_latency_conforms() -> None:
 
 def test_onnx_latency_of_a_file(files: Path, images: np.ndarray) -> None:
     ticks = iter(range(10**6))
-    timing = onnx_latency(files / "net.onnx", torch.from_numpy(images), runs=4, timer=lambda: float(next(ticks)))
+    timing, = onnx_latencies([files / "net.onnx"], torch.from_numpy(images), runs=4, timer=lambda: float(next(ticks)))
     assert (timing.median_ms, timing.iqr_ms, timing.runs) == (1000.0, 0.0, 4)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from nasopt.trial import Metrics
 
 SETTLE_S = 0.05
 """Very short calls are timed for at least this long in all (but not more than 20 times as often as asked)."""
+
+TURN = 10
+"""Timed runs in a row when several calls are timed by turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +47,40 @@ def clock(call: Callable[[], object], warmup: int = 10, runs: int = 50,
     Raises:
         InputError: no run, or a negative number of warm-ups.
     """
+    return clocks([call], warmup, runs, timer)[0]
+
+
+def clocks(calls: Sequence[Callable[[], object]], warmup: int = 10, runs: int = 50,
+           timer: Callable[[], float] = time.perf_counter) -> list[Timing]:
+    """Times several calls as `clock` does, but by turns of `TURN` runs: a machine that slows down does so for all of them.
+
+    Raises:
+        InputError: no run, or a negative number of warm-ups.
+    """
     if runs < 1 or warmup < 0:
         raise InputError(f"a timing needs at least 1 run and no negative warm-up, got runs={runs}, warmup={warmup}.")
-    for _ in range(warmup):
-        call()
+    seconds: list[list[float]] = [[] for _ in calls]
+    for call in calls:
+        for _ in range(warmup):
+            call()
     with _no_collection():
-        seconds = _timed(call, runs, timer)
+        while not all(_enough(known, runs) for known in seconds):
+            for call, known in zip(calls, seconds, strict=True):
+                if len(calls) > 1:
+                    call()  # what it needs is in the caches again
+                for _ in range(TURN):
+                    if not _enough(known, runs):
+                        known.append(clock_once(call, timer))
+    return [_summary(known) for known in seconds]
+
+
+def _enough(seconds: Sequence[float], runs: int) -> bool:
+    return len(seconds) >= runs and (sum(seconds) >= SETTLE_S or len(seconds) >= 20 * runs)
+
+
+def _summary(seconds: Sequence[float]) -> Timing:
     low, median, high = np.percentile(seconds, [25, 50, 75])
     return Timing(float(median) * 1e3, float(high - low) * 1e3, len(seconds))
-
-
-def _timed(call: Callable[[], object], runs: int, timer: Callable[[], float]) -> list[float]:
-    """The duration of each call in seconds."""
-    seconds: list[float] = []
-    total = 0.0
-    while len(seconds) < runs or (total < SETTLE_S and len(seconds) < 20 * runs):
-        seconds.append(clock_once(call, timer))
-        total += seconds[-1]
-    return seconds
 
 
 def clock_once(call: Callable[[], object], timer: Callable[[], float]) -> float:
@@ -93,26 +113,18 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def torch_latency(net: nn.Module, inputs: Tensor, threads: int = 1, runs: int = 50,
-                  timer: Callable[[], float] = time.perf_counter) -> Timing:
-    """The latency of one forward pass in PyTorch, of a copy in evaluation mode, in inference mode, layout as given."""
-    twin = frozen(net)
-    with torch_threads(threads), torch.inference_mode():
-        return clock(lambda: twin(inputs), runs=runs, timer=timer)
-
-
-def onnx_latency(model: bytes | Path, inputs: Tensor, threads: int = 1, runs: int = 50,
-                 timer: Callable[[], float] = time.perf_counter) -> Timing:
-    """The latency of one run of an ONNX file, or of its bytes, in ONNX Runtime on the CPU.
+def onnx_latencies(models: Sequence[bytes | Path], inputs: Tensor, threads: int = 1, runs: int = 50,
+                   timer: Callable[[], float] = time.perf_counter) -> list[Timing]:
+    """The latency of one run of ONNX files, or of their bytes, in ONNX Runtime on the CPU, timed by turns.
 
     Raises:
-        InputError: ONNX Runtime is not installed, or the file is no model it can run.
+        InputError: ONNX Runtime is not installed, or a file is no model it can run.
     """
     from nasopt.cost import runtimes
 
-    session = runtimes.session(model, threads)
-    feed = {session.get_inputs()[0].name: inputs.numpy(force=True)}
-    return clock(lambda: session.run(None, feed), runs=runs, timer=timer)
+    sessions = [runtimes.session(model, threads) for model in models]
+    value = inputs.numpy(force=True)
+    return clocks([partial(s.run, None, {s.get_inputs()[0].name: value}) for s in sessions], runs=runs, timer=timer)
 
 
 @dataclass(frozen=True)
@@ -149,11 +161,18 @@ class Latency:
             import nasopt.cost.runtimes  # noqa: F401  a missing package is told now, not after the first training
 
     def __call__(self, net: nn.Module, example: Tensor, /) -> Metrics:
+        return self.compare([net], example)[0]
+
+    def compare(self, nets: Sequence[nn.Module], example: Tensor) -> list[Metrics]:
+        """The metrics of several networks, timed by turns: what they differ by is not the machine's mood."""
         inputs = batch_of(example, self.batch)
         if self.runtime == "torch":
-            timing = torch_latency(net, inputs, self.threads, self.runs, self.timer)
-            return {"latency_ms": timing.median_ms, "latency_iqr_ms": timing.iqr_ms}
+            twins = [frozen(net) for net in nets]
+            with torch_threads(self.threads), torch.inference_mode():
+                timings = clocks([partial(twin, inputs) for twin in twins], runs=self.runs, timer=self.timer)
+            return [{"latency_ms": t.median_ms, "latency_iqr_ms": t.iqr_ms} for t in timings]
         from nasopt.cost import runtimes
 
-        timing = onnx_latency(runtimes.onnx_bytes(net, example), inputs, self.threads, self.runs, self.timer)
-        return {"latency_onnx_ms": timing.median_ms, "latency_onnx_iqr_ms": timing.iqr_ms}
+        models = [runtimes.onnx_bytes(net, example) for net in nets]
+        return [{"latency_onnx_ms": t.median_ms, "latency_onnx_iqr_ms": t.iqr_ms}
+                for t in onnx_latencies(models, inputs, self.threads, self.runs, self.timer)]

@@ -17,7 +17,7 @@ from torch import nn
 
 from nasopt import seed as seeds
 from nasopt.analysis.hypervolume import hypervolume, reference_point
-from nasopt.cost.clock import Latency, onnx_latency
+from nasopt.cost.clock import Latency, onnx_latencies
 from nasopt.cost.count import Count
 from nasopt.cost.forward import capture
 from nasopt.cost.memory import Memory
@@ -26,7 +26,7 @@ from nasopt.nets.export import WithPreprocessing, export_onnx, export_torch, onn
 from nasopt.pipeline.setup import Setup, has_onnx
 from nasopt.trial import Metrics, Objective, Trial
 
-MIN_NETWORKS, MIN_EPOCHS, MAX_EPOCHS = 3, 7.0, 60.0
+MIN_NETWORKS, MIN_EPOCHS, MAX_EPOCHS = 2, 7.0, 60.0
 LEAST_EPOCHS = 5.0
 """Epochs below which a network is not trained at all if there is another."""
 
@@ -151,29 +151,26 @@ class Delivery:
 
     def __call__(self, net: nn.Module, number: int, epochs: float, folder: Path,
                  watch: Callable[[int, int], None]) -> dict[str, Any]:
-        """A record {metrics, intervals, files, epochs, training_seconds}; files are relative to the run folder.
+        """A record {metrics, intervals, files, epochs, training_seconds}, without latencies; files are relative to the run
+        folder.
 
         The network learns from the training and the validation part, so that there is no validation error any more.
         ``test_error`` is counted on the exported ONNX file (or the ``torch.export`` file if ONNX is not installed), on the
-        images exactly as the user has them. Its interval is Wilson's, 95 %; that of the latency is the median plus and
-        minus half the interquartile range of the timed runs.
+        images exactly as the user has them. Its interval is Wilson's, 95 %.
         """
         setup = self.setup
         recipe = replace(self.recipe, epochs=epochs)
         fitted = train.fit(net, setup.rest, recipe, setup.augment, setup.config.seed, number, watch)
         metrics: dict[str, float] = {}
         net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        for model in (Count(), Memory(), Latency()):
+        for model in (Count(), Memory()):
             metrics.update(model(net, setup.example))
         files = self.export(net, folder)
         wrong, n = self.mistakes(folder, files)
         metrics["test_error"] = wrong / n
-        metrics.update(self._onnx_latency(folder, files))
         low, high = stats.binomtest(wrong, n).proportion_ci(0.95, "wilson")
-        half = metrics["latency_iqr_ms"] / 2
         return {"metrics": metrics, "files": files, "epochs": epochs, "training_seconds": fitted.seconds,
-                "intervals": {"test_error": [float(low), float(high)],
-                              "latency_ms": [metrics["latency_ms"] - half, metrics["latency_ms"] + half]}}
+                "intervals": {"test_error": [float(low), float(high)]}}
 
     def export(self, net: nn.Module, folder: Path) -> dict[str, str]:
         """Writes the files that this installation can write: format -> path relative to the run folder."""
@@ -195,12 +192,20 @@ class Delivery:
         logits = read(folder / Path(files.get("onnx", files["torch"])).name, dataset.x[test])
         return int((logits.argmax(axis=1) != dataset.y[test]).sum()), len(test)
 
-    def _onnx_latency(self, folder: Path, files: Mapping[str, str]) -> Metrics:
-        if "onnx" not in files:
-            return {}
+    def latencies(self, nets: Sequence[nn.Module], folders: Sequence[Path]) -> list[Metrics]:
+        """The latencies of all delivered networks, timed by turns: in PyTorch, and in ONNX Runtime if it is installed.
+
+        Args:
+            nets: of the delivered architectures; their weights do not matter.
+            folders: where their files are.
+        """
+        found = Latency().compare([net.eval() for net in nets], self.setup.example)
+        files = [folder / "model.onnx" for folder in folders]
+        if not all(file.exists() for file in files):
+            return found
         raw = torch.from_numpy(np.ascontiguousarray(self.setup.dataset.x[self.setup.split.train[:1]]))
-        timing = onnx_latency(folder / "model.onnx", raw)
-        return {"latency_onnx_ms": timing.median_ms, "latency_onnx_iqr_ms": timing.iqr_ms}
+        return [{**metrics, "latency_onnx_ms": t.median_ms, "latency_onnx_iqr_ms": t.iqr_ms}
+                for metrics, t in zip(found, onnx_latencies(files, raw), strict=True)]
 
 
 def designed(setup: Setup) -> dict[str, nn.Module]:

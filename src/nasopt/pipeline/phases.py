@@ -22,6 +22,7 @@ from nasopt import space as spaces
 from nasopt.analysis import rank
 from nasopt.analysis.hypervolume import hypervolume
 from nasopt.analysis.pareto import Archive
+from nasopt.cost.clock import Latency
 from nasopt.errors import InputError, one_line
 from nasopt.estimators.combine import Known, Staged
 from nasopt.estimators.images import Costs, OneShot, StandAlone
@@ -38,7 +39,7 @@ from nasopt.space import Arch
 from nasopt.strategies.catalogue import make
 from nasopt.trial import Ask, Metrics, Study, Trial
 
-SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "warm start": 0.08, "search": 0.09, "random search": 0.17}
+SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "warm start": 0.06, "search": 0.07, "random search": 0.13}
 """Share of the time budget of every phase before the final trainings, which take the rest. Random search has as much as the
 warm start and the search together."""
 
@@ -270,13 +271,12 @@ class Phases:
         if not study.front():
             raise InputError(nothing_found(study))
         baselines = final.designed(setup)
-        bars = [{k: v for m in setup.cost_models() for k, v in m(net.eval(), setup.example).items()}
-                for net in baselines.values()]
+        front, bars = self._timed_together(study.front(), list(baselines.values()))
         recipe = train.Recipe()
         bar_epochs = [final.epoch_seconds(net, setup.rest, recipe, setup.augment) for net in baselines.values()]
         seconds = max(setup.config.seconds - self.spent(), 0.2 * setup.config.seconds)
         limit, epochs = final.dearest(seconds, final.LEAST_EPOCHS), dict[int, float]()
-        left = final.useful(study.front(), setup.dataset.y[setup.split.train])
+        left = final.useful(front, setup.dataset.y[setup.split.train])
         while True:
             chosen = final.choose(left, setup.problem.objectives, bars, setup.config.networks)
             for t in chosen:
@@ -291,6 +291,20 @@ class Phases:
         return {"numbers": [t.ask.number for t in chosen[:n]], "epochs": lengths,
                 "dear": [k for k, s in epochs.items() if s > limit and k not in {t.ask.number for t in chosen[:n]}]}
 
+    def _timed_together(self, trials: Sequence[Trial], nets: Sequence[nn.Module]) -> tuple[list[Trial], list[Metrics]]:
+        """The trials and the costs of the networks; latencies in PyTorch were timed by turns just now, so that they can be
+        compared (in ONNX Runtime each would take seconds to export)."""
+        setup = self.setup
+        models = setup.cost_models()
+        costs: list[Metrics] = [{k: v for m in models for k, v in m(net.eval(), setup.example).items()} for net in nets]
+        for model in models:
+            if isinstance(model, Latency) and model.runtime == "torch":
+                found = [choices.extract(setup.net, t.ask.arch) for t in trials]
+                times = model.compare([*found, *nets], setup.example)
+                trials = [replace(t, metrics={**t.metrics, **m}) for t, m in zip(trials, times, strict=False)]
+                costs = [{**c, **m} for c, m in zip(costs, times[len(trials):], strict=True)]
+        return list(trials), costs
+
     def deliver(self, trials: Sequence[Trial], epochs: Sequence[float]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Trains, exports and measures the finalists and the hand-designed networks: their records."""
         orders = [self._found(t) for t in trials] + [self._designed(name) for name in final.designed(self.setup)]
@@ -300,7 +314,27 @@ class Phases:
                 tick = partial(_within, watch, number, len(orders), order.id)
                 train_it = partial(self._delivered, delivery, order, number, length, tick)
                 records.append(self.ledger.remember(f"final {order.id}", train_it))
+            records = self._timed(delivery, orders, records)
         return records[:len(trials)], records[len(trials):]
+
+    def _timed(self, delivery: final.Delivery, orders: Sequence[Order], records: Sequence[Mapping[str, Any]]
+               ) -> list[dict[str, Any]]:
+        """The records with the latencies of the networks that were delivered, and their quartiles."""
+        good = [k for k, record in enumerate(records) if "metrics" in record]
+
+        def compute() -> dict[str, Metrics]:
+            nets, folders = [orders[k].build() for k in good], [self.folder.model(orders[k].id) for k in good]
+            return dict(zip((orders[k].id for k in good), delivery.latencies(nets, folders), strict=True))
+
+        times, timed = self.ledger.remember("final latencies", compute), list[dict[str, Any]]()
+        for record in records:
+            timed.append(dict(record))
+            if "metrics" in record:
+                found = times[record["id"]]
+                middle, half = found["latency_ms"], found["latency_iqr_ms"] / 2
+                timed[-1] |= {"metrics": {**record["metrics"], **found},
+                              "intervals": {**record["intervals"], "latency_ms": [middle - half, middle + half]}}
+        return timed
 
     def _found(self, trial: Trial) -> Order:
         arch, setup = trial.ask.arch, self.setup
