@@ -42,8 +42,8 @@ from nasopt.trial import Constraint, Metrics, Objective, Problem, Trial
 ROWS = 64
 """Images in the step that a layer's training time is measured with."""
 
-EACH = 5
-"""Networks handed over of each search of `start`."""
+LARGE, SMALL = 3, 9
+"""Networks handed over of the search for the most capacity, which are dear to judge and much alike, and of each other search."""
 
 DIFFERENT = 3
 """Choices in which they differ, at least."""
@@ -62,8 +62,8 @@ POPULATION = 24
 
 def start(setup: Setup, seconds: float, epoch: float, timed: Callable[[Arch], float], watch: Callable[[float], None],
           trials: int | None = None) -> list[Arch]:
-    """Architectures of much capacity: `EACH` of those whose training is affordable, and of those that also cost less than each
-    of the hand-designed networks (one that costs more than another in every respect is left out).
+    """Architectures of much capacity: `LARGE` of those whose training is affordable, and `SMALL` of those that also cost less than
+    each of the hand-designed networks (one that costs more than another in every respect is left out).
 
     First `PLAIN` architectures of one operation each are looked at (`space.plain`): designers find good networks among them.
     From the best of these an evolution goes on in the whole space, for each of the aims.
@@ -112,15 +112,15 @@ def start(setup: Setup, seconds: float, epoch: float, timed: Callable[[Arch], fl
         if k == 0 and better:
             off = max(1.0, timed(better[0].ask.arch) / epoch * affordable.upper / better[0].metrics["step_ms"])
             better = [t for t in better if t.metrics["step_ms"] * off <= affordable.upper]
-        found += [t.ask.arch for t in _different(better) if t.ask.arch not in found]
+        found += [t.ask.arch for t in _different(better, SMALL if k else LARGE) if t.ask.arch not in found]
     return found
 
 
-def _different(trials: Sequence[Trial]) -> list[Trial]:
-    """The first `EACH` that differ from those before them in at least `DIFFERENT` choices."""
+def _different(trials: Sequence[Trial], n: int) -> list[Trial]:
+    """The first ``n`` that differ from those before them in at least `DIFFERENT` choices."""
     chosen: list[Trial] = []
     for trial in trials:
-        if len(chosen) < EACH and all(_distance(trial.ask.arch, c.ask.arch) >= DIFFERENT for c in chosen):
+        if len(chosen) < n and all(_distance(trial.ask.arch, c.ask.arch) >= DIFFERENT for c in chosen):
             chosen.append(trial)
     return chosen
 
