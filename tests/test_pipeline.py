@@ -82,8 +82,8 @@ def test_the_start_keeps_the_constraints() -> None:
 
 
 def test_equal_epochs_but_for_the_dearest() -> None:
-    left = 1000 - 5 * final.EXPORT_SECONDS
-    n, epochs = final.plan([40.0, 30.0, 20.0], [100.0, 5.0], 1000)
+    left = 2000 - 5 * final.EXPORT_SECONDS
+    n, epochs = final.plan([40.0, 30.0, 20.0], [100.0, 5.0], 2000)
     assert n == 3
     assert epochs[3] == pytest.approx(final.DESIGNED_SHARE * left / 100)
     same = (1 - final.DESIGNED_SHARE) * left / 95

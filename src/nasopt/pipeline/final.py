@@ -30,7 +30,7 @@ MIN_NETWORKS, MIN_EPOCHS, MAX_EPOCHS = 2, 10.0, 60.0
 LEAST_EPOCHS = 5.0
 """Epochs below which a network is not trained at all if there is another."""
 
-LARGEST_SHARE, DESIGNED_SHARE = 0.6, 0.12
+LARGEST_SHARE, DESIGNED_SHARE = 0.6, 0.2
 """Shares of the time for final trainings that a found and a hand-designed network may take."""
 
 MARGIN = 0.05

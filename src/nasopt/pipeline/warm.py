@@ -62,8 +62,8 @@ POPULATION = 24
 
 def start(setup: Setup, seconds: float, epoch: float, timed: Callable[[Arch], float], watch: Callable[[float], None],
           trials: int | None = None) -> list[Arch]:
-    """Architectures of much capacity: `LARGE` of those whose training is affordable, and `SMALL` of those that also cost less than
-    each of the hand-designed networks (one that costs more than another in every respect is left out).
+    """Architectures of much capacity: `LARGE` of those whose training is affordable, and `SMALL` of those that also cost less
+    than each of the hand-designed networks (one that costs more than another in every respect is left out).
 
     First `PLAIN` architectures of one operation each are looked at (`space.plain`): designers find good networks among them.
     From the best of these an evolution goes on in the whole space, for each of the aims.
