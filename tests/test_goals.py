@@ -126,3 +126,14 @@ def test_a_duration_is_the_sum_of_its_parts(d: int, h: int, m: int, s: int) -> N
     else:
         with pytest.raises(InputError):
             goals.parse_duration(text)
+
+
+@pytest.mark.parametrize(("text", "share"), [("1%", 0.01), ("0.5 %", 0.005), ("0.25", 0.25), (" 12.5%", 0.125)])
+def test_shares(text: str, share: float) -> None:
+    assert goals.parse_share(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["", "%", "0", "1", "100%", "-1%", "nan", "a few", "inf"])
+def test_bad_shares_are_refused_with_a_remedy(text: str) -> None:
+    with pytest.raises(InputError, match="between 0 and 1: write for example"):
+        goals.parse_share(text)

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "nasopt"
 
 LEVELS = (
     ("space", "trial", "protocols", "seed", "errors", "goals", "machine"),
-    ("nets", "cost", "analysis", "testing"),
+    ("nets", "cost", "analysis", "testing", "surrogates"),
     ("spaces", "tasks", "benchmarks"),
     ("strategies", "estimators"),
     ("run", "report"),

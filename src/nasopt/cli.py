@@ -137,6 +137,9 @@ def search(
         min=1, metavar="N", help="Train at most this many networks of the search's front.")] = 10,
     strategy: Annotated[Literal["local", "nsga2", "random", "rea"], typer.Option(
         help="How to search: evolution (NSGA-II), regularised evolution, local search, or at random.")] = "nsga2",
+    min_gain: Annotated[str | None, typer.Option(
+        metavar="SHARE", help="End the search early, when the next tenth of its networks is expected to add less than this to "
+                              "the hypervolume, such as 1%; the final trainings get the time.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the run is kept. Default: runs/NAME after "
                                                                     "the data.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Two runs with one seed propose the same networks in the same order "
@@ -157,7 +160,8 @@ def search(
 
     with _resumable(folder):
         run = job.search(data, space=space, objectives=aims, constraints=bounds, budget=seconds, trials=trials,
-                         strategy=strategy, networks=networks, out=folder, seed=seed, log=_log(quiet), progress=_progress(quiet))
+                         strategy=strategy, networks=networks, min_gain=min_gain, out=folder, seed=seed,
+                         log=_log(quiet), progress=_progress(quiet))
     _show(run, folder)
 
 

@@ -169,6 +169,22 @@ def parse_duration(text: str) -> float:
     return seconds
 
 
+def parse_share(text: str) -> float:
+    """A share between 0 and 1, from ``1%`` or ``0.01``.
+
+    Raises:
+        InputError: not of this form, or not between 0 and 1.
+    """
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise InputError(f"share {text!r} is not between 0 and 1: write for example '1%' or '0.01'.")
+    return share
+
+
 def format_metric(name: str, value: float | None) -> str:
     """A metric's value for people, with its unit and three significant digits: ``1.23 ms``, ``0.45 M``, ``4.17 %``.
 

@@ -74,7 +74,8 @@ class Run:
 def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: str = "cells",
            objectives: str | Sequence[Objective] = "error,latency,memory", constraints: Sequence[str | Constraint] = (),
            budget: float | str = 200.0, trials: int | None = None, strategy: str = "nsga2", networks: int = 10,
-           out: str | Path = "runs/study", seed: int = 0, log: Callable[[str], None] = print, progress: bool = False) -> Run:
+           min_gain: float | str | None = None, out: str | Path = "runs/study", seed: int = 0,
+           log: Callable[[str], None] = print, progress: bool = False) -> Run:
     """Searches, trains the front, measures and exports every network, and writes the report.
 
     Args:
@@ -85,6 +86,8 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
         budget: the time for everything, search and training: seconds, or a text such as "30m".
         trials: evaluations of the search at most.
         networks: how many networks of the front are trained at most.
+        min_gain: end the search when the next tenth of its trials is expected to add less than this share to the hypervolume:
+            a number, or a text such as "1%". What it saves is left to the final trainings.
         out: the run folder; it must not exist yet.
         log: takes one line of text at a time.
         progress: draw progress bars.
@@ -100,7 +103,9 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
     bars = tuple(goals.parse_constraint(c) if isinstance(c, str) else c for c in limits)
     seconds = goals.parse_duration(budget) if isinstance(budget, str) else float(budget)
     source = data.name if isinstance(data, Dataset) else str(data) if data in WORDS else str(Path(data).expanduser().resolve())
-    config = Config(source, "own" if net is not None else space, aims, bars, seconds, trials, strategy, seed, networks)
+    least = goals.parse_share(min_gain) if isinstance(min_gain, str) else min_gain
+    config = Config(source, "own" if net is not None else space, aims, bars, seconds, trials, strategy, seed, networks,
+                    min_gain=least)
     check_config(config)
     folder.refuse_existing()
     setup = prepare(config, data if isinstance(data, Dataset) else load(data), net)
@@ -335,6 +340,7 @@ def command(config: Config, out: Path) -> str:
              ",".join(o.name for o in config.objectives), "--budget", f"{config.seconds:g}s", "--strategy", config.strategy,
              "--networks", f"{config.networks}", "--seed", f"{config.seed}", "--out", str(out)]
     words += [w for c in config.constraints for w in ("--constraint", f"{c.name}<={c.upper:g}{c.unit}")]
+    words += [] if config.min_gain is None else ["--min-gain", f"{config.min_gain:g}"]
     return shlex.join(words + (["--trials", f"{config.trials}"] if config.trials else []))
 
 

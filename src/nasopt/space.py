@@ -367,6 +367,14 @@ def plain(space: Space, rng: np.random.Generator, n: int) -> list[dict[str, int]
     return lay.archs(rows)
 
 
+def uniform(space: Space) -> list[dict[str, int]]:
+    """Architectures that take the k-th option of every choice (the last where there are fewer), for each k: one of each operation
+    throughout, in a space of cells."""
+    lay = layout(space)
+    options = np.arange(max(lay.options, default=0))[:, None]
+    return lay.archs(np.minimum(options, lay.options - 1))
+
+
 def everything(space: Space) -> Iterator[dict[str, int]]:
     """Every architecture once, in lexicographic order of the columns."""
     genes = layout(space).genes

@@ -37,6 +37,7 @@ from nasopt.run.executors import Serial
 from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
 from nasopt.strategies.catalogue import make
+from nasopt.strategies.stopping import SmallGain
 from nasopt.trial import Ask, Metrics, Study, Trial
 
 SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "warm start": 0.06, "search": 0.07, "random search": 0.13}
@@ -226,11 +227,13 @@ class Phases:
         setup, main = self.setup, threading.current_thread() is threading.main_thread()
         known = self.witnesses() if "value" in self.trust() else []
         strategy = make(name, setup.problem, setup.config.seed, [*known, *initial])
+        config = setup.config
+        stop = None if config.min_gain is None or title != "search" else SmallGain(setup.problem, config.min_gain, config.seed)
         with self.display.phase(title) as watch:
             study = search(setup.problem, strategy, self.estimator(), storage=storage, seed=setup.config.seed,
                            budget=Budget(trials=setup.config.trials, seconds=self.seconds(title)),
                            executor=Serial(timeout=max(60.0, self.seconds(title)) if main else None),
-                           watch=self._narrate(watch, title))
+                           watch=self._narrate(watch, title), stop=stop)
         if study.stopped == INTERRUPTED:
             raise KeyboardInterrupt
         self.ledger.store(f"stopped {title}", study.stopped)

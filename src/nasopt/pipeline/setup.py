@@ -48,6 +48,7 @@ class Config:
         trials: evaluations of the search at most; None: as many as the time allows.
         networks: how many of the search's front are trained, at most.
         trust: Kendall's tau below which shared weights are not believed.
+        min_gain: the search ends when the next tenth of its trials is expected to add less than this share (`SmallGain`).
     """
 
     data: str
@@ -60,6 +61,7 @@ class Config:
     seed: int = 0
     networks: int = 10
     trust: float = 0.4
+    min_gain: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -124,6 +126,8 @@ def check_config(config: Config) -> None:
         raise InputError(f"the seed must be at least 0, got {config.seed}.")
     if config.networks < 1:
         raise InputError(f"at least 1 network must be trained, got {config.networks}.")
+    if config.min_gain is not None and not 0 < config.min_gain < 1:
+        raise InputError(f"the least gain must be a share between 0 and 1, got {config.min_gain:g}: give e.g. 0.01.")
     if config.space not in (*SPACES, "own"):
         raise unknown("space", config.space, SPACES)
     if config.strategy not in STRATEGIES:

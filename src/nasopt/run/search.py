@@ -74,7 +74,7 @@ class Progress:
 
 def search(problem: Problem, strategy: Strategy, estimate: Estimator, *, budget: Budget, storage: Storage | None = None,
            executor: Executor | None = None, seed: int = 0, batch: int = 1,
-           watch: Callable[[Progress], None] | None = None) -> Study:
+           watch: Callable[[Progress], None] | None = None, stop: Callable[[Sequence[Trial]], str] | None = None) -> Study:
     """Searches until the budget is spent or the strategy has nothing more to propose.
 
     Every call of ``strategy.ask`` that returned something is in the log before anything of it is evaluated, and every
@@ -96,6 +96,8 @@ def search(problem: Problem, strategy: Strategy, estimate: Estimator, *, budget:
         batch: the strategy is asked for at least this many at once (a generation), or as many as the executor is free
             to take, if that is more. An ask that the budget has no room for is not made.
         watch: called after every new trial.
+        stop: is shown all trials after every new one; unless empty, what it returns is why the search ends: nothing more is
+            begun, what is under way is finished. It must depend on the trials alone, so that a resumed search stops alike.
 
     Returns:
         The study; `Study.stopped` says why it ended.
@@ -108,7 +110,7 @@ def search(problem: Problem, strategy: Strategy, estimate: Estimator, *, budget:
         raise InputError(f"batch = {batch}, seed = {seed}: batch must be at least 1 and seed at least 0.")
     log = Memory() if storage is None else storage
     runner = Serial() if executor is None else executor
-    loop = _Loop(problem, strategy, estimate, budget, log, runner, seed, batch, watch)
+    loop = _Loop(problem, strategy, estimate, budget, log, runner, seed, batch, watch, stop)
     loop.recover()
     try:
         stopped = loop.run()
@@ -195,6 +197,8 @@ class _Loop:
     seed: int
     batch: int
     watch: Callable[[Progress], None] | None
+    stop: Callable[[Sequence[Trial]], str] | None
+    stopped: str = ""
     trials: list[Trial] = field(default_factory=list)
     waiting: deque[Ask] = field(default_factory=deque)
     running: int = 0
@@ -221,6 +225,7 @@ class _Loop:
                 self.trials.append(record)
                 self.strategy.tell([record])
         self.waiting.extend(pending.values())
+        self._consider()
         self.before = max((body["spent"] for _, body in events if "spent" in body), default=0.0)
         self.began = time.perf_counter()
 
@@ -243,7 +248,7 @@ class _Loop:
 
     def _fill(self) -> None:
         """Keeps the executor busy as far as budget and strategy allow."""
-        while self.executor.free() > 0 and self._room() > 0 and not self._late():
+        while not self.stopped and self.executor.free() > 0 and self._room() > 0 and not self._late():
             if not self.waiting:
                 self._ask(min(max(self.batch, self.executor.free()), self._room()))
             if not self.waiting or self._late():
@@ -271,8 +276,14 @@ class _Loop:
         for trial in trials:
             self.trials.append(trial)
             self.strategy.tell([trial])
+            self._consider()
             if self.watch is not None:
                 self.watch(Progress(trial, len(self.trials), self.asked - len(self.trials), self._spent()))
+
+    def _consider(self) -> None:
+        """Asks whether to stop, once there is something to judge by."""
+        if self.stop is not None and self.trials and not self.stopped:
+            self.stopped = self.stop(self.trials)
 
     # ---- the budget
     def _spent(self) -> float:
@@ -288,6 +299,8 @@ class _Loop:
         return int(min(room, 2**31))
 
     def _reason(self) -> str:
+        if self.stopped:
+            return self.stopped
         if self._room() <= 0:
             return f"the budget of {self.budget.trials} trials is spent"
         if self._late():

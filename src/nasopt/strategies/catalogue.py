@@ -9,30 +9,43 @@ from nasopt.errors import unknown
 from nasopt.protocols import Strategy
 from nasopt.space import Arch
 from nasopt.strategies.aging import RegularizedEvolution
+from nasopt.strategies.bayes import BayesianOptimization
 from nasopt.strategies.evolution import NSGA2
 from nasopt.strategies.local import LocalSearch
 from nasopt.strategies.random import RandomSearch
+from nasopt.surrogates.features import Hints
 from nasopt.trial import Problem
 
 Make: TypeAlias = Callable[[Problem, int, Sequence[Arch]], Strategy]
 """(problem, seed, architectures to ask first) -> a new strategy."""
 
 STRATEGIES: Mapping[str, Make] = {
+    "forest": lambda problem, seed, initial: BayesianOptimization(problem, seed, "forest", initial=initial),
+    "gp": lambda problem, seed, initial: BayesianOptimization(problem, seed, initial=initial),
+    "gp-lcb": lambda problem, seed, initial: BayesianOptimization(problem, seed, acquisition="lcb", initial=initial),
+    "gp-ts": lambda problem, seed, initial: BayesianOptimization(problem, seed, acquisition="ts", initial=initial),
     "local": lambda problem, seed, initial: LocalSearch(problem, seed, initial=initial),
     "nsga2": lambda problem, seed, initial: NSGA2(problem, seed, population=min(24, len(initial) or 24), initial=initial),
     "random": lambda problem, seed, initial: RandomSearch(problem, seed, initial),
     "rea": lambda problem, seed, initial: RegularizedEvolution(problem, seed, initial=initial),
 }
 
+HINTED: Mapping[str, Callable[[Problem, int, Sequence[Arch], Hints], Strategy]] = {
+    "forest": lambda problem, seed, initial, hints: BayesianOptimization(problem, seed, "forest", initial=initial, hints=hints),
+    "gp": lambda problem, seed, initial, hints: BayesianOptimization(problem, seed, initial=initial, hints=hints),
+}
+"""Those that can take hints: what is known of architectures for nothing."""
+
 DEFAULT = "nsga2"
 
 
-def make(name: str, problem: Problem, seed: int, initial: Sequence[Arch] = ()) -> Strategy:
-    """A new strategy of that name.
+def make(name: str, problem: Problem, seed: int, initial: Sequence[Arch] = (), hints: Hints | None = None) -> Strategy:
+    """A new strategy of that name; with hints, if it is one of `HINTED`.
 
     Raises:
         InputError: there is none; the message names the nearest.
     """
     if name not in STRATEGIES:
         raise unknown("strategy", name, STRATEGIES)
-    return STRATEGIES[name](problem, seed, initial)
+    return STRATEGIES[name](problem, seed, initial) if hints is None or name not in HINTED else (
+        HINTED[name](problem, seed, initial, hints))

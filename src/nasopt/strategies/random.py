@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nasopt.seed import rng
 from nasopt.space import Arch, Rows, canonical, everything, layout
@@ -54,6 +55,10 @@ class Unseen:
             if name not in self._seen:
                 here.setdefault(name, k)
         return rows if len(here) == len(rows) else rows[list(here.values())]
+
+    def places(self, rows: Rows) -> NDArray[np.intp]:
+        """Which of the canonical rows were not seen."""
+        return np.flatnonzero([name not in self._seen for name in _names(rows)])
 
     def draw(self, n: int, generator: np.random.Generator) -> Rows:
         """Up to ``n`` unseen rows: uniform draws, and where these find too few a choice from what a scan of the space

@@ -1,0 +1,62 @@
+"""When a search is not worth its time any more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nasopt.analysis.hypervolume import hypervolume
+from nasopt.seed import rng
+from nasopt.strategies.bayes import BayesianOptimization
+from nasopt.trial import Problem, Trial
+
+
+@dataclass(frozen=True)
+class SmallGain:
+    """Stops when the next tenth of the cost is expected to add too little to the hypervolume, whatever the strategy.
+
+    The gain is what a model of all trials expects (`nasopt.surrogates.model`): the sum of the expected hypervolume improvements
+    of the most promising architectures, as many as a tenth of the trials so far. Together they add at most that much, so that the
+    rule rather stops late. It is an expectation under a fitted model, not a bound. One objective has no volume: there the gain is
+    compared with the best value.
+
+    Attributes:
+        problem: what is searched.
+        least: share of the present hypervolume that this gain must be for the search to go on.
+        seed: the run's seed.
+        warmup: trials before the rule is first asked.
+        every: trials between two answers.
+    """
+
+    problem: Problem
+    least: float
+    seed: int = 0
+    warmup: int = 20
+    every: int = 5
+
+    def __call__(self, trials: Sequence[Trial]) -> str:
+        """Why to stop, or an empty text."""
+        if len(trials) < self.warmup or len(trials) % self.every:
+            return ""
+        more = math.ceil(len(trials) / 10)
+        gain = self.gain(trials, more)
+        if gain >= self.least:
+            return ""
+        what = "the hypervolume" if len(self.problem.objectives) > 1 else "the best value"
+        return (f"after {len(trials)} networks the next {more} were expected to add {gain:.2%} to {what}, "
+                f"less than {self.least:.2%}")
+
+    def gain(self, trials: Sequence[Trial], more: int) -> float:
+        """The expected gain of ``more`` trials as a share of what there is; infinite while nothing feasible is known."""
+        asker = BayesianOptimization(self.problem, self.seed, start=2, ranks=False)
+        asker.tell(trials)
+        model = asker.model()
+        if not len(model.front):
+            return math.inf
+        _, promised = asker.promises(model, rng(self.seed, len(trials), "stopping"))
+        single = len(self.problem.objectives) == 1
+        there = abs(float(model.front.min())) if single else hypervolume(model.front, model.reference)
+        return float(np.exp(np.sort(promised)[-more:]).sum() / max(there, 1e-12))

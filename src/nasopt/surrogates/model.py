@@ -1,0 +1,208 @@
+"""What a search knows, as surrogates: one for every objective and for what decides feasibility, and what is promised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import boxcox, inv_boxcox, ndtr
+from scipy.stats import boxcox_normmax, norm, rankdata
+
+from nasopt.analysis.hypervolume import reference_point
+from nasopt.seed import integer
+from nasopt.surrogates import forest, gp
+from nasopt.surrogates.acquisition import expected_hypervolume_improvement, log_expected_improvement
+from nasopt.surrogates.features import Groups
+from nasopt.trial import Problem, Trial, nondominated
+
+Floats: TypeAlias = NDArray[np.float64]
+
+QUANTILES = norm.ppf((np.arange(16) + 0.5) / 16)
+"""Sixteen equally probable standard normal values, which carry a prediction over to another scale."""
+
+WIDTH = 1.0
+"""Standard deviations of the confidence bound."""
+
+REFIT = 20
+"""A process is fitted anew when one in so many of its observations is new; until then it keeps its lengths."""
+
+MOST = 1000
+"""Observations beyond which a forest takes the place of a process."""
+
+TINY = 1e-300
+
+Kind: TypeAlias = Literal["gp", "forest"]
+Acquisition: TypeAlias = Literal["ei", "lcb", "ts"]
+
+
+class Surrogate(Protocol):
+    """Predicts one quantity of architectures from their features."""
+
+    def predict(self, points: Groups) -> gp.Posterior:
+        """Means and deviations of what an evaluation of m points would give, (m,)."""
+        ...
+
+    def sample(self, points: Groups, generator: np.random.Generator, n: int = 1) -> Floats:
+        """``n`` joint draws, (n, m)."""
+        ...
+
+    def believing(self, points: Groups) -> Surrogate:
+        """Itself as if the points had been evaluated to their predicted means."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What is known so far.
+
+    Attributes:
+        objectives: one surrogate an objective, of transformed values.
+        powers: the Box-Cox power of every objective's transformation; none if there is one objective by its ranks, whose
+            surrogate is of their normal scores.
+        feasibility: surrogates of what the constraints bound and of whether evaluations fail, and up to where that is feasible.
+        front: of what is feasible: (p, objectives), or, by ranks, the best score (1, 1); no row if nothing is.
+    """
+
+    objectives: tuple[Surrogate, ...]
+    powers: tuple[float, ...]
+    feasibility: tuple[tuple[Surrogate, float], ...]
+    front: Floats
+
+    def promise(self, points: Groups, kind: Acquisition, generator: np.random.Generator) -> Floats:
+        """What the evaluation of each of m points promises, (m,): the logarithm of the probability that it is feasible (Gardner
+        et al., ICML 2014) plus that of the acquisition.
+
+        Args:
+            kind: ``ei``: the expected improvement, of the hypervolume if there are several objectives; ``lcb``: the improvement
+                if every value were `WIDTH` deviations better than its mean (Srinivas et al., ICML 2010; Ponweiser et al., PPSN
+                2008); ``ts``: the improvement in one joint draw (Thompson sampling; O(m^3)).
+            generator: for the draw.
+        """
+        chance = np.zeros(len(points[0]))
+        for process, limit in self.feasibility:
+            found = process.predict(points)
+            chance += np.log(np.maximum(ndtr((limit - found.mean) / found.deviation), TINY))
+        if not len(self.front):
+            return chance
+        if not self.powers and kind == "ei":
+            return chance + log_expected_improvement(self.objectives[0].predict(points), float(self.front[0, 0]))
+        draws = [_draws(process, points, kind, generator) for process in self.objectives]
+        if not self.powers:
+            return chance - draws[0][:, 0]
+        values = [_values(drawn, power) for drawn, power in zip(draws, self.powers, strict=True)]
+        return chance + np.log(np.maximum(expected_hypervolume_improvement(values, self.front, self.reference), TINY))
+
+    @property
+    def reference(self) -> Floats:
+        """What hypervolume is measured to: a little beyond the front's nadir, (objectives,)."""
+        return reference_point(self.front.min(axis=0), self.front.max(axis=0))
+
+    def believing(self, points: Groups) -> Model:
+        """This model as if the points had been evaluated to their predicted means (kriging believer: Ginsbourger, Le Riche &
+        Carraro, 2010). What is best so far stays what it is."""
+        objectives = tuple(process.believing(points) for process in self.objectives)
+        return Model(objectives, self.powers, tuple((p.believing(points), limit) for p, limit in self.feasibility), self.front)
+
+
+@dataclass(eq=False)
+class Fitter:
+    """Makes models of trials. It remembers the lengths of processes, from which the next fit starts.
+
+    Attributes:
+        problem: what is searched.
+        kind: ``gp``: Gaussian processes, which cost the cube of the number of trials; ``forest``: ensembles of trees.
+        seed: of the ensembles' randomness.
+        ranks: judge a single objective by the ranks of its values, whatever their scale.
+    """
+
+    problem: Problem
+    kind: Kind = "gp"
+    seed: int = 0
+    ranks: bool = True
+    _lengths: dict[str, tuple[int, Floats]] = field(default_factory=dict)
+
+    def __call__(self, trials: Sequence[Trial], features: Groups) -> Model:
+        """The model of n trials with these features, in groups (n, width)."""
+        problem = self.problem
+        values = np.array([problem.values(t.metrics) for t in trials]).reshape(len(trials), len(problem.objectives))
+        failed = np.array([t.error is not None for t in trials], dtype=bool)
+        measured = ~failed & np.isfinite(values).all(axis=1)
+        met = np.array([problem.violation(t.metrics) == 0 for t in trials], dtype=bool)
+        rows, feasible = values[measured], met[measured]
+        x = _take(features, measured)
+        limits = self._feasibility(trials, features, failed)
+        if not len(rows):
+            return Model((), (), limits, np.empty((0, values.shape[1])))
+        if values.shape[1] == 1 and self.ranks:
+            scores = _scores(rows[:, 0])
+            best = scores[feasible].min(keepdims=True) if feasible.any() else np.empty(0)
+            return Model((self._fit("objective", x, scores),), (), limits, best[:, None])
+        powers = tuple(_power(column) for column in rows.T)
+        processes = tuple(self._fit(f"objective {k}", x, boxcox(column, power) if power != 1 else column)
+                          for k, (column, power) in enumerate(zip(rows.T, powers, strict=True)))
+        good = rows[feasible]
+        return Model(processes, powers, limits, good[nondominated(good)] if len(good) else good)
+
+    def _feasibility(self, trials: Sequence[Trial], features: Groups, failed: NDArray[np.bool_]
+                     ) -> tuple[tuple[Surrogate, float], ...]:
+        """A surrogate for every constraint, and one for failure; none for what was always or never met."""
+        found = []
+        for constraint in self.problem.constraints:
+            known = np.array([constraint.name in t.metrics for t in trials], dtype=bool)
+            values = np.array([t.metrics[constraint.name] for t in trials if constraint.name in t.metrics], dtype=float)
+            found.append((constraint.name, known, values, constraint.upper))
+        found.append(("failure", np.ones(len(trials), dtype=bool), failed.astype(float), 0.0))
+        pairs = []
+        for name, known, values, upper in found:
+            above, below = values[values > upper], values[values <= upper]
+            if len(above) and len(below):
+                limit = (above.min() + below.max()) / 2  # in the middle, for what is counted or is yes or no
+                pairs.append((self._fit(name, _take(features, known), values), float(limit)))
+        return tuple(pairs)
+
+    def _fit(self, name: str, x: Groups, y: Floats) -> Surrogate:
+        """A surrogate; a process starts from the lengths of its last fit, or keeps them if little is new."""
+        if self.kind == "forest" or len(y) > MOST:
+            return forest.fit(x, y, integer(self.seed, len(y), name))
+        n, theta = self._lengths.get(name, (0, None))
+        if theta is not None and len(y) - n < len(y) / REFIT:
+            return gp.fit(x, y, theta, iterations=0)
+        process = gp.fit(x, y, theta)
+        self._lengths[name] = (len(y), process.theta)
+        return process
+
+
+def _draws(process: Surrogate, points: Groups, kind: Acquisition, generator: np.random.Generator) -> Floats:
+    """Equally probable values of every point on the process's scale, (m, q); a single one for ``lcb`` and ``ts``."""
+    if kind == "ts":
+        return process.sample(points, generator).T
+    found = process.predict(points)
+    return np.asarray(found.mean[:, None] + found.deviation[:, None] * (QUANTILES if kind == "ei" else -WIDTH * np.ones(1)))
+
+
+def _take(features: Groups, which: NDArray[np.bool_]) -> Groups:
+    return tuple(group[which] for group in features)
+
+
+def _scores(values: Floats) -> Floats:
+    """Normal scores of the ranks (Blom, 1958), ties sharing theirs."""
+    return np.asarray(norm.ppf((rankdata(values) - 0.375) / (len(values) + 0.25)))
+
+
+def _power(values: Floats) -> float:
+    """The Box-Cox power that makes values look normal, from -2 to 1; 1, which changes nothing, unless all are positive."""
+    if len(values) < 4 or values.min() <= 0 or values.max() <= values.min():
+        return 1.0
+    return float(np.clip(boxcox_normmax(values, method="mle"), -2.0, 1.0))
+
+
+def _values(scores: Floats, power: float) -> Floats:
+    """The values of Box-Cox scores; infinite beyond the largest that has one."""
+    if power == 1:
+        return scores
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = inv_boxcox(scores, power)
+    return np.where(np.isnan(values), np.inf, values)
