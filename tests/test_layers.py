@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "nasopt"
 
 LEVELS = (
-    ("space", "trial", "protocols", "seed", "errors", "goals", "machine"),
+    ("space", "graphs", "trial", "protocols", "seed", "errors", "goals", "machine"),
     ("nets", "cost", "analysis", "testing"),
     ("spaces", "tasks", "benchmarks"),
     ("strategies", "estimators"),
