@@ -129,6 +129,16 @@ def test_uniform_architectures() -> None:
     assert [set(f.values()) for f in found] == [{"none", "4"}, {"a", "8"}, {"b", "8"}]
 
 
+def test_uniform_graphs_are_chains() -> None:
+    for nodes, most in ((5, 9), (5, 2), (3, 2)):
+        graph = space.Graph("", nodes, "abc", most)
+        lay = space.layout(graph)
+        rows = lay.rows(space.uniform(graph))
+        assert len(rows) == 3
+        assert lay.valid(rows).all()
+        assert (rows[:, list(lay.graphs[0].edges)].sum(axis=1) == min(nodes - 1, most)).all()
+
+
 FOLDER = Path(os.environ.get("NASOPT_TABLES", Path(__file__).parents[2] / "shared/data/nas_tables"))
 
 

@@ -15,7 +15,7 @@ from sklearn.gaussian_process.kernels import DotProduct, Matern
 
 from nasopt import space as spaces
 from nasopt.analysis.hypervolume import hypervolume
-from nasopt.space import Cell, Choice, Product
+from nasopt.space import Cell, Choice, Graph, Product
 from nasopt.surrogates import forest, gp, model
 from nasopt.surrogates.acquisition import boxes, expected_hypervolume_improvement, log_expected_improvement
 from nasopt.surrogates.features import featuriser
@@ -47,6 +47,20 @@ def test_features_of_a_cell_by_hand() -> None:
     assert sorted(paths[0])[-3:] == pytest.approx([0, 1, 1])  # a b b, and skip b: two sequences
     swapped = lay.rows([{f"cell/{edge}": CELL.operations.index({"a": "b", "b": "a"}.get(op, op)) for edge, op in labels.items()}])
     assert (make(swapped)[2] != make(rows)[2]).any()
+
+
+def test_features_of_a_graph_by_hand() -> None:
+    graph = Graph("g", 5, ("a", "b"), 6)
+    lay = spaces.layout(graph)
+    edges = {"0-1": 1, "1-2": 1, "2-4": 1, "0-4": 1, "0-3": 1}  # node 3 leads nowhere
+    ops = {"op1": 0, "op2": 1, "op3": 1}
+    rows = lay.rows([{g.path: {f"g/{k}": v for k, v in (edges | ops).items()}.get(g.path, 0) for g in lay.genes}])
+    make = featuriser(graph)
+    choices, counts, paths = (g * scale + mean for g, scale, mean in zip(make(rows), make.scales, make.means, strict=True))
+    assert choices.sum() == pytest.approx(len(lay.genes))
+    assert counts[0] == pytest.approx([0, 4, 1, 1])  # of edges, then of operations, on the ways 0-1-2-4 and 0-4
+    assert sorted(paths[0])[-3:] == pytest.approx([0, 1, 1])  # a b, and nothing
+    assert (make(lay.canonical(rows))[2] == make(rows)[2]).all()
 
 
 def test_random_architectures_are_at_a_mean_squared_distance_of_one_in_every_group() -> None:

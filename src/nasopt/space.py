@@ -1,19 +1,23 @@
 """Search spaces as data: a tree of choices, and every question about it.
 
-A space is built from four frozen nodes:
+A space is built from five frozen nodes:
 
 ``Choice(name, options)``        one of several labels; an option may carry a whole sub-space (a conditional choice)
 ``Product(name, parts)``         all of several spaces
 ``Repeat(name, part, times)``    one space several times; how often is a choice as soon as ``times`` has two entries
 ``Cell(name, nodes, operations)`` a directed acyclic graph with one operation on every edge i -> j, i < j
+``Graph(name, nodes, operations, edges)`` one with an operation on every inner node, and at most so many edges
 
 An architecture is a plain ``dict`` from the path of every *active* choice to the index of its option. Paths come from
 structure alone: ``stem/width``, ``head=mlp/width`` (below the option ``mlp`` of the choice ``head``), ``stage[1]/0-2``
-(edge 0 -> 2 of the cell in the second copy of ``stage``).
+(edge 0 -> 2 of the cell in the second copy of ``stage``), ``op3`` (the operation of node 3 of a graph without a name).
+
+A `Graph` is the one node of which not every combination of options is an architecture: some have too many edges or none that
+lead anywhere. No fold returns such a combination.
 
 A `Layout` is the tree unrolled once into columns, one for every choice that can ever be active. Populations are integer
 matrices over these columns, so that sampling, variation and encoding of a thousand architectures are a few numpy calls.
-A column that is inactive in a row keeps its (silent) value there.
+A column that is inactive in a row keeps its (silent) value there; silent graphs are valid ones.
 
 Only numpy is needed here.
 """
@@ -30,6 +34,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nasopt import graphs as dags
 
 Arch: TypeAlias = Mapping[str, int]
 Rows: TypeAlias = NDArray[np.int64]
@@ -178,7 +184,48 @@ class Cell:
         return tuple(Choice(f"{i}-{j}", self.operations) for i, j in self.edges)
 
 
-Space: TypeAlias = Choice | Product | Repeat | Cell
+@dataclass(frozen=True, init=False)
+class Graph:
+    """A directed acyclic graph with an operation on every inner node, as in NAS-Bench-101 (Ying et al., ICML 2019).
+
+    Node 0 is the input, the last one the output. An edge i -> j, i < j, is there or not. A node is alive if it lies on a path
+    from the input to the output; a graph must have such a path and at most ``edges`` edges between living nodes.
+
+    Args:
+        name: prefixes the paths of the edges, ``name/0-1``, ``name/0-2``, ``name/1-2``, ... (by target, then by source), with the
+            options "0" and "1", and of the inner nodes' operations, ``name/op1``, ``name/op2``, ...
+        nodes: number of nodes, input and output included (at least 3).
+        operations: labels of the operations.
+        edges: the most edges between living nodes (at least 2).
+
+    Raises:
+        ValueError: fewer than three nodes or two edges, no operation or one twice.
+    """
+
+    name: str
+    nodes: int
+    operations: tuple[str, ...]
+    edges: int
+
+    def __init__(self, name: str, nodes: int, operations: Iterable[str], edges: int) -> None:
+        _check_name("Graph", name)
+        operations = tuple(operations)
+        if not isinstance(nodes, int) or nodes < 3:
+            raise ValueError(f"Graph {name!r} has {nodes} nodes: it needs an input, an inner node and an output, at least 3.")
+        if not isinstance(edges, int) or edges < 2:
+            raise ValueError(f"Graph {name!r} has at most {edges} edges: allow at least 2, the path through one node.")
+        Choice(name, operations)  # refuses bad labels
+        for key, value in (("name", name), ("nodes", nodes), ("operations", operations), ("edges", edges)):
+            object.__setattr__(self, key, value)
+
+    @property
+    def parts(self) -> tuple[Choice, ...]:
+        """The edges, then the inner nodes' operations, as choices."""
+        edges = [Choice(f"{i}-{j}", ("0", "1")) for j in range(1, self.nodes) for i in range(j)]
+        return (*edges, *(Choice(f"op{k}", self.operations) for k in range(1, self.nodes - 1)))
+
+
+Space: TypeAlias = Choice | Product | Repeat | Cell | Graph
 
 
 # ------------------------------------------------------------------------------------------------------------ layout
@@ -193,11 +240,39 @@ class Gene:
 
 
 @dataclass(frozen=True)
+class GraphColumns:
+    """The columns of a graph's edges and of its operations."""
+
+    graph: Graph
+    edges: tuple[int, ...]
+    ops: tuple[int, ...]
+
+    def wires(self, rows: Rows) -> dags.Wires:
+        """Its edges as matrices, (n, nodes, nodes)."""
+        return dags.wires_of(rows[:, self.edges], self.graph.nodes)
+
+    def valid(self, rows: Rows) -> NDArray[np.bool_]:
+        """In which rows it is an architecture, (n,)."""
+        return dags.valid(self.wires(rows), self.graph.edges)
+
+    def write(self, rows: Rows, wires: dags.Wires, ops: Rows | None = None) -> None:
+        """Puts other edges, and other operations if there are any, into the rows."""
+        rows[:, self.edges] = dags.flags_of(wires)
+        if ops is not None:
+            rows[:, self.ops] = ops
+
+
+TRIES = 16
+"""How often a mutation that makes no valid graph is tried again before a random architecture takes its place."""
+
+
+@dataclass(frozen=True)
 class Layout:
     """A space unrolled into columns, made by `layout`; matrices have shape (n, len(genes)) and integer entries."""
 
     genes: tuple[Gene, ...]
     cells: tuple[tuple[Cell, tuple[int, ...]], ...]
+    graphs: tuple[GraphColumns, ...] = ()
 
     @cached_property
     def column(self) -> dict[str, int]:
@@ -214,6 +289,20 @@ class Layout:
         """True if every column is always active."""
         return all(g.parent < 0 for g in self.genes)
 
+    @cached_property
+    def first(self) -> Rows:
+        """The first option of every column, and of a graph the first valid one: a single edge from input to output."""
+        row = np.zeros(len(self.genes), dtype=np.int64)
+        row[[w.edges[1 - w.graph.nodes] for w in self.graphs]] = 1
+        return row
+
+    def valid(self, rows: Rows) -> NDArray[np.bool_]:
+        """In which rows every graph is valid, (n,)."""
+        good = np.ones(len(rows), dtype=bool)
+        for w in self.graphs:
+            good &= w.valid(rows)
+        return good
+
     def active(self, rows: Rows) -> NDArray[np.bool_]:
         """Which columns are active in which row, shape (n, columns)."""
         on = np.ones(rows.shape, dtype=bool)
@@ -223,15 +312,18 @@ class Layout:
         return on
 
     def random(self, rng: np.random.Generator, n: int) -> Rows:
-        """``n`` rows, every column uniform over its options."""
-        return rng.integers(0, self.options, size=(n, len(self.genes)), dtype=np.int64)
+        """``n`` rows, every column uniform over its options, every graph over the valid ones."""
+        rows = rng.integers(0, self.options, size=(n, len(self.genes)), dtype=np.int64)
+        for w in self.graphs:
+            w.write(rows, dags.draw(rng, n, w.graph.nodes, w.graph.edges))
+        return rows
 
     def rows(self, archs: Sequence[Arch], rng: np.random.Generator | None = None) -> Rows:
-        """Architectures as rows. Inactive columns are 0, or random if a generator is given."""
+        """Architectures as rows. Inactive columns are as in `first`, or random if a generator is given."""
         if self.flat:
             paths = [g.path for g in self.genes]
             return np.array([[a[p] for p in paths] for a in archs], dtype=np.int64).reshape(len(archs), len(paths))
-        rows = np.zeros((len(archs), len(self.genes)), dtype=np.int64) if rng is None else self.random(rng, len(archs))
+        rows = np.tile(self.first, (len(archs), 1)) if rng is None else self.random(rng, len(archs))
         column = self.column
         for row, arch in zip(rows, archs, strict=True):
             for path, value in arch.items():
@@ -248,15 +340,44 @@ class Layout:
                 for row, o in zip(rows.tolist(), on, strict=True)]
 
     def silence(self, rows: Rows) -> Rows:
-        """The same architectures with 0 in every inactive column: equal architectures become equal rows."""
-        return rows if self.flat else np.where(self.active(rows), rows, 0)
+        """The same architectures with `first` in every inactive column: equal architectures become equal rows."""
+        return rows if self.flat else np.where(self.active(rows), rows, self.first)
+
+    def canonical(self, rows: Rows) -> Rows:
+        """The rows of `space.canonical`, silenced."""
+        rows = self.silence(rows)
+        if not self.cells and not self.graphs:
+            return rows
+        rows, on = rows.copy(), self.active(rows)
+        for cell, columns in self.cells:
+            here = np.ix_(np.flatnonzero(on[:, columns[0]]), np.array(columns))
+            rows[here] = np.array([_canonical_cell(cell, tuple(ops)) for ops in rows[here].tolist()]).reshape(rows[here].shape)
+        for w in self.graphs:
+            w.write(rows, *dags.canonical(w.wires(rows), rows[:, w.ops]))
+        return rows
 
     def vary(self, rows: Rows, rng: np.random.Generator, rate: float | None = None) -> Rows:
         """Mutation: every column changes to another option with probability ``rate`` (default 1/columns that are
-        active), and at least one active column that has another option does."""
+        active), and at least one active column that has another option does.
+
+        The dead nodes of a graph are put to other places first (`graphs.loosen`), so that one edge more can bring one to life.
+        """
         on = self.active(rows) & (self.options > 1)
         if not on.any(axis=1).all():
             raise ValueError("mutation needs a choice with at least two options in every architecture.")
+        new = self._change(rows, on, rng, rate)
+        tries = 0
+        while self.graphs and (wrong := ~self.valid(new) | ~((new != rows) & on).any(axis=1)).any():
+            tries += 1
+            new[wrong] = (self._change(rows[wrong], on[wrong], rng, rate) if tries < TRIES
+                          else self.random(rng, int(wrong.sum())))
+        return new
+
+    def _change(self, rows: Rows, on: NDArray[np.bool_], rng: np.random.Generator, rate: float | None) -> Rows:
+        """A mutation that may leave graphs invalid; ``on``: the active columns that have another option."""
+        rows = rows.copy() if self.graphs else rows
+        for w in self.graphs:
+            w.write(rows, *dags.loosen(rng, w.wires(rows), rows[:, w.ops], len(w.graph.operations)))
         counts = on.sum(axis=1, keepdims=True)
         u = rng.random(rows.shape)
         change = u < (1.0 / counts if rate is None else rate)
@@ -267,8 +388,13 @@ class Layout:
         return np.where(change, (rows + step) % self.options, rows)
 
     def cross(self, a: Rows, b: Rows, rng: np.random.Generator) -> Rows:
-        """Uniform crossover: every column from either parent with probability 1/2."""
-        return np.where(rng.random(a.shape) < 0.5, a, b)
+        """Uniform crossover: every column from either parent with probability 1/2; a graph that this makes invalid is that of
+        ``a``."""
+        child = np.where(rng.random(a.shape) < 0.5, a, b)
+        for w in self.graphs:
+            here = np.ix_(np.flatnonzero(~w.valid(child)), np.array(w.edges + w.ops))
+            child[here] = a[here]
+        return child
 
 
 @lru_cache(maxsize=256)
@@ -280,6 +406,7 @@ def layout(space: Space) -> Layout:
     """
     genes: list[Gene] = []
     cells: list[tuple[Cell, tuple[int, ...]]] = []
+    placed: list[GraphColumns] = []
 
     def add(path: str, labels: tuple[str, ...], parent: int, when: frozenset[int]) -> int:
         genes.append(Gene(path, labels, parent, when))
@@ -301,6 +428,11 @@ def layout(space: Space) -> Layout:
             for part in node.parts:
                 visit(part, inside, parent, when)
             cells.append((node, tuple(range(first, len(genes)))))
+        elif isinstance(node, Graph):
+            first, ops = len(genes), len(genes) + node.nodes * (node.nodes - 1) // 2
+            for part in node.parts:
+                visit(part, inside, parent, when)
+            placed.append(GraphColumns(node, tuple(range(first, ops)), tuple(range(ops, len(genes)))))
         else:
             if len(node.times) > 1:
                 parent = add(path, tuple(str(t) for t in node.times), parent, when)
@@ -314,18 +446,26 @@ def layout(space: Space) -> Layout:
     twice = {p for p in paths if paths.count(p) > 1}
     if twice:
         raise ValueError(f"two choices have the path {min(twice)!r}: give them different names.")
-    return Layout(tuple(genes), tuple(cells))
+    return Layout(tuple(genes), tuple(cells), tuple(placed))
 
 
 # ------------------------------------------------------------------------------------------------------------- folds
 def size(space: Space) -> int:
-    """The number of architectures (as strings, before `canonical` merges any)."""
+    """The number of architectures (as strings, before `canonical` merges any).
+
+    Raises:
+        ValueError: a graph of more than 7 nodes, whose valid wirings are too many to be counted.
+    """
     if isinstance(space, Choice):
         return sum(1 if part is None else size(part) for _, part in space.options)
     if isinstance(space, Product):
         return math.prod(size(part) for part in space.parts)
     if isinstance(space, Cell):
         return math.prod([len(space.operations)] * len(space.edges))
+    if isinstance(space, Graph):
+        if space.nodes > 7:
+            raise ValueError(f"Graph {space.name!r} has {space.nodes} nodes: its wirings can be counted with at most 7.")
+        return dags.count(space.nodes, space.edges) * math.prod([len(space.operations)] * (space.nodes - 2))
     return sum(size(space.part) ** (min(t, 1) if space.shared else t) for t in space.times)
 
 
@@ -333,9 +473,10 @@ def walk(space: Space, pick: Callable[[str, tuple[str, ...]], int]) -> dict[str,
     """Builds one architecture: ``pick(path, labels)`` is called for every active choice, parents first.
 
     Raises:
-        ValueError: ``pick`` returned something that is not the index of an option.
+        ValueError: ``pick`` returned something that is not the index of an option, or a graph is not valid.
     """
-    genes = layout(space).genes
+    lay = layout(space)
+    genes = lay.genes
     values = [-1] * len(genes)
     for k, g in enumerate(genes):
         if g.parent < 0 or values[g.parent] in g.when:
@@ -343,6 +484,10 @@ def walk(space: Space, pick: Callable[[str, tuple[str, ...]], int]) -> dict[str,
             if not isinstance(value, (int, np.integer)) or not 0 <= value < len(g.labels):
                 raise ValueError(f"choice {g.path!r}: option {value!r} is none of 0..{len(g.labels) - 1} {g.labels}.")
             values[k] = int(value)
+    for w in lay.graphs:
+        if values[w.edges[0]] >= 0 and not w.valid(np.array([values]))[0]:
+            raise ValueError(f"the graph of choice {genes[w.edges[0]].path!r} must have 1 to {w.graph.edges} edges on paths from "
+                             "its input to its output.")
     return {g.path: v for g, v in zip(genes, values, strict=True) if v >= 0}
 
 
@@ -355,6 +500,7 @@ def sample(space: Space, rng: np.random.Generator) -> dict[str, int]:
 def plain(space: Space, rng: np.random.Generator, n: int) -> list[dict[str, int]]:
     """Random architectures of one operation each, as designers often choose: all cells have the same edges, every edge is that
     operation or none at all. Everything else is random. (A cell without an operation that removes edges has it everywhere.)
+    All inner nodes of a graph have one operation; graphs of one kind are equal.
     """
     lay = layout(space)
     rows = lay.random(rng, n)
@@ -364,23 +510,36 @@ def plain(space: Space, rng: np.random.Generator, n: int) -> list[dict[str, int]
         kind = kinds[(drawn[:, :1] * len(kinds)).astype(np.int64)]
         keep = drawn[:, 1:1 + len(columns)] < 0.5
         rows[:, columns] = kind if cell.none is None else np.where(keep, kind, cell.operations.index(cell.none))
+    of_kind: dict[tuple[int, int], GraphColumns] = {}
+    for w in lay.graphs:
+        rows[:, w.edges] = rows[:, of_kind.setdefault((w.graph.nodes, w.graph.edges), w).edges]
+        rows[:, w.ops] = (drawn[:, :1] * len(w.graph.operations)).astype(np.int64)
     return lay.archs(rows)
 
 
 def uniform(space: Space) -> list[dict[str, int]]:
     """Architectures that take the k-th option of every choice (the last where there are fewer), for each k: one of each operation
-    throughout, in a space of cells."""
+    throughout, in a space of cells. Graphs are chains."""
     lay = layout(space)
-    options = np.arange(max(lay.options, default=0))[:, None]
-    return lay.archs(np.minimum(options, lay.options - 1))
+    rows = np.minimum(np.arange(max(lay.options, default=0))[:, None], lay.options - 1)
+    for w in lay.graphs:
+        links = min(w.graph.nodes - 1, w.graph.edges)  # of the chain; its last one leads to the output
+        wires = np.zeros((len(rows), w.graph.nodes, w.graph.nodes), dtype=bool)
+        wires[:, range(links), [*range(1, links), w.graph.nodes - 1]] = True
+        w.write(rows, wires)
+    return lay.archs(rows)
 
 
 def everything(space: Space) -> Iterator[dict[str, int]]:
     """Every architecture once, in lexicographic order of the columns."""
-    genes = layout(space).genes
+    lay = layout(space)
+    genes = lay.genes
     values = [-1] * len(genes)
+    wired = {w.edges[-1] + 1: w for w in lay.graphs}
 
     def descend(k: int) -> Iterator[dict[str, int]]:
+        if k in wired and values[k - 1] >= 0 and not wired[k].valid(np.array([values]))[0]:
+            return
         if k == len(genes):
             yield {g.path: v for g, v in zip(genes, values, strict=True) if v >= 0}
             return
@@ -412,7 +571,7 @@ def cross(space: Space, a: Arch, b: Arch, rng: np.random.Generator) -> dict[str,
 
 
 def neighbours(space: Space, arch: Arch) -> Iterator[dict[str, int]]:
-    """All architectures that differ in one choice; choices that become active take their first option."""
+    """All architectures that differ in one choice; choices that become active take their first option (`Layout.first`)."""
     lay = layout(space)
     row = lay.rows([arch])
     for path in arch:
@@ -421,7 +580,8 @@ def neighbours(space: Space, arch: Arch) -> Iterator[dict[str, int]]:
             if value != row[0, k]:
                 other = row.copy()
                 other[0, k] = value
-                yield lay.archs(other)[0]
+                if lay.valid(other)[0]:
+                    yield lay.archs(other)[0]
 
 
 def encode(space: Space, archs: Sequence[Arch]) -> NDArray[np.float64]:
@@ -482,21 +642,15 @@ TABLE_LIMIT = 20_000
 
 def canonical(space: Space, arch: Arch) -> dict[str, int]:
     """One representative of all architectures that are the same network: in every active `Cell` dead branches are
-    removed and isomorphic cells are merged, as the cell's ``rule`` says. Idempotent.
+    removed and isomorphic cells are merged, as the cell's ``rule`` says, and so in every active `Graph` (`graphs.canonical`).
+    Idempotent.
 
     Cells of up to `TABLE_LIMIT` strings are merged completely. Larger ones under ``algebra`` lose their dead branches
     and take the smallest of their node orders, which may leave apart two cells that are equal only through skips; under
     ``nasbench201``, whose strings count removed edges, they stay as they are.
     """
     lay = layout(space)
-    if not lay.cells:
-        return dict(arch)
-    out = dict(arch)
-    for cell, columns in lay.cells:
-        paths = [lay.genes[k].path for k in columns]
-        if paths[0] in arch:
-            out.update(zip(paths, _canonical_cell(cell, tuple(arch[p] for p in paths)), strict=True))
-    return out
+    return lay.archs(lay.canonical(lay.rows([arch])))[0] if lay.cells or lay.graphs else dict(arch)
 
 
 @lru_cache(maxsize=100_000)
@@ -529,7 +683,8 @@ def signature(cell: Cell, ops: Sequence[int]) -> str:
 
 
 def connected(space: Space, arch: Arch) -> bool:
-    """Whether something reaches the output of every active cell: otherwise the network does not see its input."""
+    """Whether something reaches the output of every active cell: otherwise the network does not see its input. (Something
+    always reaches that of a graph.)"""
     lay = layout(space)
     for cell, columns in lay.cells:
         paths = [lay.genes[k].path for k in columns]
@@ -611,6 +766,8 @@ def to_json(space: Space) -> dict[str, Any]:
         return {"product": space.name, "parts": [to_json(p) for p in space.parts]}
     if isinstance(space, Repeat):
         return {"repeat": space.name, "part": to_json(space.part), "times": list(space.times), "shared": space.shared}
+    if isinstance(space, Graph):
+        return {"graph": space.name, "nodes": space.nodes, "operations": list(space.operations), "edges": space.edges}
     return {"cell": space.name, "nodes": space.nodes, "operations": list(space.operations), "none": space.none,
             "skip": space.skip, "rule": space.rule}
 
@@ -631,9 +788,11 @@ def from_json(data: Mapping[str, Any]) -> Space:
         if "cell" in data:
             return Cell(data["cell"], data["nodes"], data["operations"], none=data["none"], skip=data["skip"],
                         rule=data["rule"])
+        if "graph" in data:
+            return Graph(data["graph"], data["nodes"], data["operations"], data["edges"])
     except (KeyError, TypeError) as problem:
         raise ValueError(f"not a search space: {problem!r} missing or of a wrong type in {str(data)[:80]}.") from None
-    raise ValueError(f"not a search space: expected one of choice, product, repeat, cell in {str(data)[:80]}.")
+    raise ValueError(f"not a search space: expected one of choice, product, repeat, cell, graph in {str(data)[:80]}.")
 
 
 def _options_from_json(pairs: Any) -> dict[str, Space | None]:

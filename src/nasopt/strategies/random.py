@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasopt.seed import rng
-from nasopt.space import Arch, Rows, canonical, everything, layout
+from nasopt.space import Arch, Rows, everything, layout
 from nasopt.trial import Ask, Problem, Trial
 
 REST = 4096
@@ -33,11 +33,8 @@ class Unseen:
         self._rest: list[Rows] = []
 
     def canonical(self, rows: Rows) -> Rows:
-        """One row for every network: canonical cells, 0 in what is inactive. Free for flat spaces without cells."""
-        lay = self.layout
-        if not lay.cells:
-            return lay.silence(rows)
-        return lay.rows([canonical(self.space, arch) for arch in lay.archs(rows)])
+        """One row for every network (`Layout.canonical`)."""
+        return self.layout.canonical(rows)
 
     def add(self, rows: Rows) -> None:
         """Marks canonical rows as seen."""

@@ -3,9 +3,9 @@
 Three groups, each shifted and scaled so that random architectures have mean 0 and a mean squared distance of 1:
 
 ``choices``  one-hot of the active choices: where which option is
-``counts``   how often each option occurs among the choices that have the same options; in a cell, on its live edges only
-``paths``    how often each sequence of operations leads from a cell's input to its output; edges that pass their source on add
-             nothing to it (the path encoding of White, Neiswanger & Savani, AAAI 2021, with counts)
+``counts``   how often each option occurs among the choices that have the same options; in a cell or graph, where it is alive
+``paths``    how often each sequence of operations leads from the input of a cell or graph to its output; edges that pass their
+             source on add nothing to it (the path encoding of White, Neiswanger & Savani, AAAI 2021, with counts)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from nasopt.seed import rng
-from nasopt.space import Cell, Layout, Rows, Space, layout
+from nasopt.space import Cell, Graph, Layout, Rows, Space, layout
 
 Floats: TypeAlias = NDArray[np.float64]
 Bools: TypeAlias = NDArray[np.bool_]
@@ -95,14 +95,14 @@ def featuriser(space: Space) -> Featuriser:
 
 
 def _raw(lay: Layout, rows: Rows) -> Groups:
-    """The groups before scaling; cells alone have paths."""
+    """The groups before scaling; cells and graphs alone have paths."""
     on = lay.active(rows)
     live, paths = on.copy(), list[Floats]()
-    for cell, columns in lay.cells:
-        codes, used = _sequences(cell, rows[:, columns])
-        here = on[:, columns[0]]
+    parts: list[tuple[Cell | Graph, tuple[int, ...]]] = [*lay.cells, *((w.graph, w.edges + w.ops) for w in lay.graphs)]
+    for node, columns in parts:
+        codes, used = _sequences(node, rows[:, columns]) if isinstance(node, Cell) else _vertices(node, rows[:, columns])
         live[:, columns] &= used
-        paths.append(_histogram(np.where(here[:, None], codes, -1), _codes(cell)))
+        paths.append(_histogram(np.where(on[:, columns[:1]], codes, -1), _codes(node)))
     hot = [(rows[:, k, None] == np.arange(m)) for k, m in enumerate(lay.options)]
     choices = np.concatenate([h & on[:, k, None] for k, h in enumerate(hot)], axis=1).astype(np.float64)
     kinds = dict.fromkeys(gene.labels for gene in lay.genes)
@@ -128,6 +128,20 @@ def _sequences(cell: Cell, rows: Rows) -> tuple[Rows, Bools]:
     return np.stack(codes, axis=1), used
 
 
+def _vertices(graph: Graph, rows: Rows) -> tuple[Rows, Bools]:
+    """The same of a graph, whose columns are its edges, then its operations."""
+    base, edges = len(graph.operations) + 1, graph.nodes * (graph.nodes - 1) // 2
+    codes, used = list[Rows](), np.zeros(rows.shape, dtype=bool)
+    for nodes in _ways(graph.nodes):
+        steps, inner = [j * (j - 1) // 2 + i for i, j in pairwise(nodes)], [edges + k - 1 for k in nodes[1:-1]]
+        whole, code = (rows[:, steps] == 1).all(axis=1), np.zeros(len(rows), dtype=np.int64)
+        for k in inner:
+            code = code * base + rows[:, k] + 1
+        codes.append(np.where(whole, code, -1))
+        used[:, steps + inner] |= whole[:, None]
+    return np.stack(codes, axis=1), used
+
+
 @lru_cache(maxsize=64)
 def _ways(nodes: int) -> list[tuple[int, ...]]:
     """All ways from node 0 to the last through increasing nodes."""
@@ -136,13 +150,14 @@ def _ways(nodes: int) -> list[tuple[int, ...]]:
 
 
 @lru_cache(maxsize=64)
-def _codes(cell: Cell) -> Rows:
-    """The numbers of all sequences of a cell, sorted; empty if there are more than `MAX_PATHS`."""
-    kinds = [k + 1 for k, label in enumerate(cell.operations) if label not in (cell.none, cell.skip)]
-    if sum(len(kinds) ** length for length in range(cell.nodes)) > MAX_PATHS:
+def _codes(node: Cell | Graph) -> Rows:
+    """The numbers of all sequences of a cell or graph, sorted; empty if there are more than `MAX_PATHS`."""
+    silent, longest = ((node.none, node.skip), node.nodes - 1) if isinstance(node, Cell) else ((), node.nodes - 2)
+    kinds = [k + 1 for k, label in enumerate(node.operations) if label not in silent]
+    if sum(len(kinds) ** length for length in range(longest + 1)) > MAX_PATHS:
         return np.empty(0, dtype=np.int64)
-    base, level, found = len(cell.operations) + 1, [0], [0]
-    for _ in range(cell.nodes - 1):
+    base, level, found = len(node.operations) + 1, [0], [0]
+    for _ in range(longest):
         level = [code * base + kind for code in level for kind in kinds]
         found += level
     return np.array(sorted(found), dtype=np.int64)
