@@ -13,18 +13,21 @@ from nasopt.errors import InputError
 from nasopt.protocols import Strategy
 from nasopt.run.search import Budget, search
 from nasopt.strategies.aging import RegularizedEvolution
+from nasopt.strategies.bayes import BayesianOptimization
 from nasopt.strategies.evolution import NSGA2
 from nasopt.strategies.hybrid import Portfolio
 from nasopt.strategies.local import LocalSearch
-from nasopt.strategies.random import RandomSearch
+from nasopt.strategies.random import RandomSearch, Unseen
 from nasopt.testing.strategy import check_strategy
 from nasopt.trial import Ask, Objective, Problem, Study, Trial
 
 GRID = space.Product("", [space.Choice(f"c{k}", "01234") for k in range(6)])
 PROBLEM = Problem(GRID, (Objective("near"), Objective("small")))
-MAKERS: dict[str, Callable[[Problem, int], Strategy]] = {
-    "random": RandomSearch, "local": LocalSearch, "rea": lambda p, s: RegularizedEvolution(p, s, population=10),
-    "nsga2": lambda p, s: NSGA2(p, s, population=6)}
+MAKERS: dict[str, Callable[[Problem, int, Unseen | None], Strategy]] = {
+    "random": lambda p, s, u: RandomSearch(p, s, unseen=u), "local": lambda p, s, u: LocalSearch(p, s, unseen=u),
+    "rea": lambda p, s, u: RegularizedEvolution(p, s, population=10, unseen=u),
+    "nsga2": lambda p, s, u: NSGA2(p, s, population=6, unseen=u),
+    "gp": lambda p, s, u: BayesianOptimization(p, s, unseen=u)}
 
 
 def measure(ask: Ask) -> dict[str, float]:
@@ -33,7 +36,9 @@ def measure(ask: Ask) -> dict[str, float]:
 
 
 def portfolio(problem: Problem = PROBLEM, seed: int = 0, isolated: bool = False, **options: float) -> Portfolio:
-    return Portfolio(problem, seed, {name: make(problem, seed) for name, make in MAKERS.items()}, isolated=isolated, **options)
+    unseen = None if isolated else Unseen(problem)
+    members = {name: make(problem, seed, unseen) for name, make in MAKERS.items()}
+    return Portfolio(problem, seed, members, isolated=isolated, **options)
 
 
 def run(strategy: Strategy, trials: int) -> Study:
@@ -53,22 +58,23 @@ def test_isolated_members_do_exactly_what_they_do_alone(seed: int) -> None:
     t = 24
     together = run(portfolio(seed=seed, isolated=True), len(MAKERS) * t)
     for name, make in MAKERS.items():
-        alone = run(make(PROBLEM, seed), t)
+        alone = run(make(PROBLEM, seed, None), t)
         own = [t.ask.arch for t in together.trials if t.ask.by == name]
         assert own == [t.ask.arch for t in alone.trials]
         assert volume(together) >= volume(alone)
 
 
 class Fixed:
-    """Asks the same way for ever; counts what it is told."""
+    """Asks an architecture for each number; counts what it is told."""
 
-    def __init__(self, value: int, most: int = 10**6) -> None:
-        self.value, self.most, self.heard = value, most, 0
+    def __init__(self, most: int = 10**6) -> None:
+        self.most, self.heard = most, 0
 
     def ask(self, n: int, first: int) -> list[Ask]:
         n = min(n, self.most)
         self.most -= n
-        return [Ask(first + k, {g.path: self.value for g in space.layout(GRID).genes}, by="fixed") for k in range(n)]
+        return [Ask(first + k, {g.path: (first + k) // 5**j % 5 for j, g in enumerate(space.layout(GRID).genes)}, by="fixed")
+                for k in range(n)]
 
     def tell(self, trials: object) -> None:
         self.heard += len(trials)  # type: ignore[arg-type]
@@ -76,7 +82,7 @@ class Fixed:
 
 def fed(values: dict[str, float], costs: dict[str, float], asks: int = 60, **options: float) -> tuple[Portfolio, list[str]]:
     """A portfolio whose members' trials get better by ``values`` each time, and who was asked."""
-    strategy = Portfolio(PROBLEM, 0, {name: Fixed(1) for name in values}, **options)  # type: ignore[arg-type]
+    strategy = Portfolio(PROBLEM, 0, {name: Fixed() for name in values}, **options)  # type: ignore[arg-type]
     level, by = 1000.0, list[str]()
     for number in range(asks):
         ask, = strategy.ask(1, number)
@@ -107,7 +113,7 @@ def test_the_floor_and_the_memory_have_effects() -> None:
 
 
 def test_a_member_that_has_nothing_to_ask_passes_it_on() -> None:
-    strategy = Portfolio(PROBLEM, 0, {"short": Fixed(1, most=2), "long": Fixed(2)})
+    strategy = Portfolio(PROBLEM, 0, {"short": Fixed(most=2), "long": Fixed()})
     names = [ask.by for ask in strategy.ask(30, 0)]
     assert names.count("short") == 2
     assert names.count("long") == 28
@@ -115,10 +121,18 @@ def test_a_member_that_has_nothing_to_ask_passes_it_on() -> None:
 
 def test_all_hear_of_all_unless_isolated() -> None:
     for isolated, heard in ((False, [8, 8]), (True, [4, 4])):
-        members = {"a": Fixed(1), "b": Fixed(2)}
+        members = {"a": Fixed(), "b": Fixed()}
         strategy = Portfolio(PROBLEM, 0, members, isolated=isolated)  # type: ignore[arg-type]
         strategy.tell([Trial(ask, measure(ask), 1.0) for ask in strategy.ask(8, 0)])
         assert [m.heard for m in members.values()] == heard
+
+
+def test_no_network_is_asked_twice_at_once() -> None:
+    strategy = portfolio()
+    for start in range(0, 60, 12):
+        asks = strategy.ask(12, start)
+        assert len({space.key(a.arch) for a in asks}) == len(asks)
+        strategy.tell([Trial(ask, measure(ask), 1.0) for ask in asks])
 
 
 def test_credit_follows_from_the_log() -> None:

@@ -30,19 +30,20 @@ class RegularizedEvolution:
         population: how many of the youngest trials live, at least 2.
         sample: how many of them compete to be a parent, at least 1.
         initial: architectures to ask first.
+        unseen: what was seen, shared by strategies that search together, so that none asks what another did.
 
     Raises:
         InputError: a size out of range.
     """
 
     def __init__(self, problem: Problem, seed: int = 0, population: int = 50, sample: int = 10,
-                 initial: Sequence[Arch] = ()) -> None:
+                 initial: Sequence[Arch] = (), unseen: Unseen | None = None) -> None:
         if population < 2 or sample < 1:
             raise InputError(f"regularised evolution needs a population of at least 2 and a sample of at least 1, "
                              f"got {population} and {sample}.")
         self.problem, self.seed = problem, seed
         self._size, self._sample = population, sample
-        self._unseen = Unseen(problem)
+        self._unseen = unseen or Unseen(problem)
         self._initial = self._unseen.layout.rows(list(initial))
         self._asked = 0
         self._told: dict[int, Trial] = {}

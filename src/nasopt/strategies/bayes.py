@@ -45,9 +45,10 @@ class BayesianOptimization:
         surrogate: ``gp`` or ``forest``, see `surrogates.model.Fitter`.
         acquisition: what a candidate is chosen by: ``ei``, ``lcb`` or ``ts``, see `surrogates.model.Model.promise`.
         start: architectures asked before the first model: those of `space.uniform`, the rest random.
-        initial: architectures to ask first; they count for ``start``.
+        initial: architectures to ask first; they count for ``start``, as do others' trials.
         hints: what is known of architectures for nothing, such as zero-cost proxies: more features.
         ranks: judge a single objective by the ranks of its values, whatever their scale.
+        unseen: what was seen, shared by strategies that search together, so that none asks what another did.
 
     Raises:
         InputError: a start below 2, or an unknown surrogate or acquisition.
@@ -55,7 +56,7 @@ class BayesianOptimization:
 
     def __init__(self, problem: Problem, seed: int = 0, surrogate: Kind = "gp", acquisition: Acquisition = "ei", start: int = 8,
                  initial: Sequence[Arch] = (), hints: Hints | None = None,
-                 ranks: bool = True) -> None:
+                 ranks: bool = True, unseen: Unseen | None = None) -> None:
         if start < 2:
             raise InputError(f"Bayesian optimisation must start with at least 2 architectures, got {start}.")
         if acquisition not in get_args(Acquisition):
@@ -64,11 +65,11 @@ class BayesianOptimization:
             raise unknown("surrogate", surrogate, get_args(Kind))
         self.problem, self.seed, self.acquisition = problem, seed, acquisition
         self._name = f"{surrogate} {acquisition}"
-        self._unseen, self._fit = Unseen(problem), Fitter(problem, surrogate, seed, ranks)
+        self._unseen, self._fit = unseen or Unseen(problem), Fitter(problem, surrogate, seed, ranks)
         self._scores = None if hints is None else Scores.of(problem.space, hints)
-        rows = self._unseen.layout.rows([*initial, *uniform(problem.space)])
-        self._first = self._unseen.fresh(rows)[:max(start, len(initial))]
-        self._random = start - len(self._first)
+        self._initial = self._unseen.layout.rows(list(initial))
+        self._uniform = self._unseen.layout.rows(uniform(problem.space))
+        self._start = start
         self._told: dict[int, Trial] = {}
         self._pending: dict[int, Rows] = {}
 
@@ -101,14 +102,13 @@ class BayesianOptimization:
 
     def _design(self, generator: np.random.Generator) -> Rows | None:
         """A row that no model chooses, or None."""
-        self._first = self._unseen.fresh(self._first)
-        if len(self._first):
-            return self._first[:1]
-        if self._random <= 0 and self._told:
+        self._initial = self._unseen.fresh(self._initial)
+        if len(self._initial):
+            return self._initial[:1]
+        if self._told and len(self._told) + len(self._pending) >= self._start:
             return None
-        row = self._unseen.draw(1, generator)
-        self._random -= len(row)
-        return row
+        self._uniform = self._unseen.fresh(self._uniform)
+        return self._uniform[:1] if len(self._uniform) else self._unseen.draw(1, generator)
 
     def _features(self, rows: Rows) -> Groups:
         rows = self._unseen.canonical(rows)

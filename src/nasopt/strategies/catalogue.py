@@ -11,8 +11,9 @@ from nasopt.space import Arch
 from nasopt.strategies.aging import RegularizedEvolution
 from nasopt.strategies.bayes import BayesianOptimization
 from nasopt.strategies.evolution import NSGA2
+from nasopt.strategies.hybrid import Portfolio
 from nasopt.strategies.local import LocalSearch
-from nasopt.strategies.random import RandomSearch
+from nasopt.strategies.random import RandomSearch, Unseen
 from nasopt.surrogates.features import Hints
 from nasopt.trial import Problem
 
@@ -24,15 +25,29 @@ STRATEGIES: Mapping[str, Make] = {
     "gp": lambda problem, seed, initial: BayesianOptimization(problem, seed, initial=initial),
     "gp-lcb": lambda problem, seed, initial: BayesianOptimization(problem, seed, acquisition="lcb", initial=initial),
     "gp-ts": lambda problem, seed, initial: BayesianOptimization(problem, seed, acquisition="ts", initial=initial),
+    "hybrid": lambda problem, seed, initial: _hybrid(problem, seed, initial, None),
     "local": lambda problem, seed, initial: LocalSearch(problem, seed, initial=initial),
     "nsga2": lambda problem, seed, initial: NSGA2(problem, seed, population=min(24, len(initial) or 24), initial=initial),
     "random": lambda problem, seed, initial: RandomSearch(problem, seed, initial),
     "rea": lambda problem, seed, initial: RegularizedEvolution(problem, seed, initial=initial),
 }
 
+
+def _hybrid(problem: Problem, seed: int, initial: Sequence[Arch], hints: Hints | None) -> Portfolio:
+    """Models that improve, models that explore, steps around the best, and evolution."""
+    unseen = Unseen(problem)
+    return Portfolio(problem, seed, {
+        "gp": BayesianOptimization(problem, seed, initial=initial, hints=hints, unseen=unseen),
+        "gp-lcb": BayesianOptimization(problem, seed, acquisition="lcb", initial=initial, hints=hints, unseen=unseen),
+        "local": LocalSearch(problem, seed, start=1, initial=initial, unseen=unseen),
+        "nsga2": NSGA2(problem, seed, population=min(24, len(initial) or 24), initial=initial, unseen=unseen),
+    })
+
+
 HINTED: Mapping[str, Callable[[Problem, int, Sequence[Arch], Hints], Strategy]] = {
     "forest": lambda problem, seed, initial, hints: BayesianOptimization(problem, seed, "forest", initial=initial, hints=hints),
     "gp": lambda problem, seed, initial, hints: BayesianOptimization(problem, seed, initial=initial, hints=hints),
+    "hybrid": lambda problem, seed, initial, hints: _hybrid(problem, seed, initial, hints),
 }
 """Those that can take hints: what is known of architectures for nothing."""
 

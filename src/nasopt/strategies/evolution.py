@@ -171,6 +171,7 @@ class Evolution:
         repeat: ask an architecture again. Without, no network (see `space.canonical`) is asked twice, and the search
             ends when the space is exhausted.
         name: who the asks are by.
+        unseen: what was seen, shared by strategies that search together, so that none asks what another did.
 
     Raises:
         InputError: a size or a probability is out of range, or an initial architecture is not of the space.
@@ -178,7 +179,7 @@ class Evolution:
 
     def __init__(self, problem: Problem, seed: int = 0, *, mating: Mating, variation: Variation, survival: Survival,
                  population: int = 100, immigrants: float = 0.05, initial: Sequence[Arch] = (), repeat: bool = False,
-                 name: str = "evolution") -> None:
+                 name: str = "evolution", unseen: Unseen | None = None) -> None:
         if population < 2:
             raise InputError(f"population is {population}: an evolution needs at least 2.")
         if not 0 <= immigrants <= 1:
@@ -191,7 +192,7 @@ class Evolution:
         self.problem, self.seed, self.name = problem, seed, name
         self._size, self._immigrants, self._repeat = population, immigrants, repeat
         self._mating, self._variation, self._survival = mating, variation, survival
-        self._unseen = Unseen(problem)
+        self._unseen = unseen or Unseen(problem)
         self._layout = self._unseen.layout
         self._initial = self._layout.rows(list(initial))
         self._generation = self._selections = 0
@@ -271,10 +272,10 @@ class Evolution:
 # ----------------------------------------------------------------------------------------------------------- recipes
 def NSGA2(problem: Problem, seed: int = 0, population: int = 100, mating: Mating = tournament,  # noqa: N802
           variation: Variation = CrossoverMutation(), survival: Survival = balanced, immigrants: float = 0.05,
-          initial: Sequence[Arch] = (), repeat: bool = False) -> Evolution:
+          initial: Sequence[Arch] = (), repeat: bool = False, unseen: Unseen | None = None) -> Evolution:
     """NSGA-II (Deb et al., IEEE TEC 2002) with balanced tie-breaking, for any number of objectives.
 
     See `Evolution` for the arguments.
     """
     return Evolution(problem, seed, mating=mating, variation=variation, survival=survival, population=population,
-                     immigrants=immigrants, initial=initial, repeat=repeat, name="nsga2")
+                     immigrants=immigrants, initial=initial, repeat=repeat, name="nsga2", unseen=unseen)

@@ -22,6 +22,8 @@ LEAST_COST = 0.1
 class Portfolio:
     """Several strategies as one.
 
+    Members that share one `Unseen` never ask what another did; without, two may while a trial is pending.
+
     Every member is told every trial, whoever asked for it: one member's best enter another's population, and every trial is data
     for the models. An ask goes to a member with a probability that grows with its credit: the hypervolume that its trials added,
     per second that they cost, where older trials count less. A member that has nothing to ask passes it on. The credit follows

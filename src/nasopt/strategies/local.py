@@ -26,16 +26,18 @@ class LocalSearch:
         seed: the run's seed.
         start: random architectures before the first neighbourhood, at least 1.
         initial: architectures to ask first.
+        unseen: what was seen, shared by strategies that search together, so that none asks what another did.
 
     Raises:
         InputError: a start below 1.
     """
 
-    def __init__(self, problem: Problem, seed: int = 0, start: int = 10, initial: Sequence[Arch] = ()) -> None:
+    def __init__(self, problem: Problem, seed: int = 0, start: int = 10, initial: Sequence[Arch] = (),
+                 unseen: Unseen | None = None) -> None:
         if start < 1:
             raise InputError(f"local search must start with at least 1 architecture, got {start}.")
         self.problem, self.seed = problem, seed
-        self._unseen = Unseen(problem)
+        self._unseen = unseen or Unseen(problem)
         self._first = self._unseen.layout.rows(list(initial))
         self._random = start
         self._queue = self._first[:0]

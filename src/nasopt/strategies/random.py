@@ -93,11 +93,12 @@ class RandomSearch:
         problem: what to search.
         seed: the run's seed.
         initial: architectures to ask for first.
+        unseen: what was seen, shared by strategies that search together, so that none asks what another did.
     """
 
-    def __init__(self, problem: Problem, seed: int = 0, initial: Sequence[Arch] = ()) -> None:
+    def __init__(self, problem: Problem, seed: int = 0, initial: Sequence[Arch] = (), unseen: Unseen | None = None) -> None:
         self._seed = seed
-        self._unseen = Unseen(problem)
+        self._unseen = unseen or Unseen(problem)
         self._initial = self._unseen.layout.rows(initial)
 
     def ask(self, n: int, first: int) -> list[Ask]:

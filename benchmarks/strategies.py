@@ -1,0 +1,212 @@
+"""Search strategies on tables of trained networks: how many queries until the optimum, how much of the front. ``--quick`` runs
+few seeds; ``oracle201``, ``noisy201``, ``oracle101``, ``front201`` or ``overhead`` measures that part alone.
+
+    python benchmarks/strategies.py [PART...] [--tables FOLDER] [--seeds N] [--only NAME,...] [--keep FOLDER] [--quick]
+
+Every strategy has the settings of `nasopt.strategies.catalogue`, the same for every table. ``--keep`` also writes the whole
+records, from which ``nasopt compare`` computes its tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import write
+
+from nasopt import bench
+from nasopt.analysis import stats
+from nasopt.strategies import catalogue
+from nasopt.trial import Ask, Constraint
+
+ALL = ("random", "local", "rea", "nsga2", "optuna-tpe", "optuna-gp", "forest", "gp", "gp-lcb", "gp-ts", "hybrid")
+"""In the order of the rows."""
+
+PROXIES = ("c10__naswot", "c10__logsynflow")
+"""Zero-cost proxies that cost no training; their values come with NAS-Bench-201's table."""
+
+ENERGY, LATENCY, DEPLOYABLE = "c10__edgegpu_energy", "c10__raspi4_latency", Constraint("c10__edgetpu_undeployable", 0.0)
+
+
+def searches(task: bench.Task, names: Sequence[str], queries: int, seeds: int, keep: Path | None) -> list[dict[str, Any]]:
+    """Runs them all; prints how far it is."""
+    began, runs = time.perf_counter(), list[dict[str, Any]]()
+    for name in names:
+        runs += bench.run(task, [name], queries, range(seeds))
+        print(f"{task.table} {','.join(task.objectives)} {name}: {time.perf_counter() - began:.0f} s", flush=True)
+    if keep is not None:
+        file = keep / f"{task.table}-{'-'.join(task.objectives)}{'-hints' if task.hints else ''}.json"
+        file.write_text(json.dumps(bench.record(task, names, queries, runs, time.perf_counter() - began)))
+    return runs
+
+
+def number(value: float) -> float | str:
+    """A count of queries, or that most runs did not get there."""
+    return "not found" if np.isinf(value) else value
+
+
+def to_the_optimum(table: str, objective: str, names: Sequence[str], queries: int, seeds: int, keep: Path | None,
+                   hints: Sequence[str] = ()) -> dict[str, Any]:
+    """Queries to the optimum and the best value on the way, of one objective in oracle mode."""
+    plain = bench.Task(table, tables(), (objective,))
+    ready, marks = bench.prepare(plain), [q for q in (10, 25, 50, 100, 150, 200, 300) if q <= queries]
+    runs = searches(plain, names, queries, seeds, keep)
+    if hints:
+        helped = bench.Task(table, tables(), (objective,), hints=tuple(hints))
+        for run in searches(helped, [n for n in names if n in catalogue.HINTED], queries, seeds, keep):
+            runs.append(run | {"strategy": f"{run['strategy']} with proxies"})
+    rows = []
+    for row in bench.summary(ready.problem, runs, ready.front, marks):
+        median, most, found = row["optimum"]
+        rows.append([row["strategy"], number(median), number(most), f"{found:.0%}", *(-i.value for i in row["at"].values()),
+                     1e3 * row["seconds"]])
+    return {"caption": f"{table}, {objective}: queries to the optimum, and interquartile mean of the best so far; {seeds} seeds, "
+                       f"{queries} queries",
+            "columns": ["strategy", "median", "95th percentile", "found", *(f"after {q}" for q in marks), "ms a query"],
+            "rows": rows}
+
+
+def oracle201(options: argparse.Namespace) -> None:
+    """The test accuracy itself is the black box."""
+    found = [to_the_optimum("nb201", column, names(options), 200, options.seeds, options.keep, hints)
+             for column, hints in (("test200_c10", PROXIES), ("test200_c100", tuple(p.replace("c10", "c100") for p in PROXIES)))]
+    save("oracle201", "NAS-Bench-201, oracle", "The mean test accuracy after 200 epochs is both what a search sees and what is "
+         "reported, as in the figures that others give for queries to the optimum (AG-Net, DiNAS: about 192). Proxies are known "
+         "of every network without a query.", found, options)
+
+
+def noisy201(options: argparse.Namespace) -> None:
+    """Search on one noisy training, report another."""
+    seen, reported = "split25k_test200_c10_1seed", "test200_c10"
+    task, marks, rows = bench.Task("nb201", tables(), (seen,), (reported,)), (25, 50, 100, 200), []
+    runs = searches(task, names(options), max(marks), options.seeds, options.keep)
+    for name in dict.fromkeys(run["strategy"] for run in runs):
+        own = [incumbents(run, seen, reported) for run in runs if run["strategy"] == name]
+        at = [stats.iqm_interval([[curve[min(q, len(curve)) - 1] for curve in own]]) for q in marks]
+        rows.append([name, *(f"{i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for i in at)])
+    table = {"caption": f"Accuracy (%) by {reported} of the best by {seen} after so many queries: interquartile mean, 95 % "
+                        f"bootstrap interval; {options.seeds} seeds", "columns": ["strategy", *map(str, marks)], "rows": rows}
+    save("noisy201", "NAS-Bench-201, a noisy signal", "The search sees one training on half the training images; what is "
+         "reported is the mean of other trainings on all of them. Twins of one function differ by .25 points there.", [table],
+         options)
+
+
+def incumbents(run: Mapping[str, Any], seen: str, reported: str) -> list[float]:
+    """The reported value of the best by what was seen, after every query."""
+    best, curve = run["trials"][0]["metrics"], []
+    for trial in run["trials"]:
+        best = max(best, trial["metrics"], key=lambda metrics: metrics[seen])
+        curve.append(best[reported])
+    return curve
+
+
+def oracle101(options: argparse.Namespace) -> None:
+    """As `oracle201`, on NAS-Bench-101."""
+    found = [to_the_optimum("nb101", "test108", names(options), 300, options.seeds, options.keep)]
+    save("oracle101", "NAS-Bench-101, oracle", "The table holds no validation accuracy: the mean test accuracy after 108 epochs "
+         "is what a search sees, so only what others found in the same mode compares (a plain Gaussian process: 94.227 after "
+         "150).", found, options)
+
+
+def front201(options: argparse.Namespace) -> None:
+    """Three objectives, without and with a constraint."""
+    found, marks = [], (50, 100, 150, 200, 500)
+    for bounds in ((), (DEPLOYABLE,)):
+        task = bench.Task("nb201", tables(), ("test200_c10", LATENCY, ENERGY), constraints=bounds)
+        ready = bench.prepare(task)
+        chosen = [n for n in names(options) if n not in ("local", "rea")] + ["nsga3", "optuna-nsga2"] * (options.only is None)
+        runs = searches(task, chosen, max(marks), options.seeds, options.keep)
+        if options.only is None:
+            with ProcessPoolExecutor() as pool:
+                runs += pool.map(pymoo, *zip(*((task, seed, max(marks)) for seed in range(options.seeds)), strict=True))
+        rows = [[row["strategy"], *(f"{i.value:.4f} [{i.low:.4f}, {i.high:.4f}]" for i in row["at"].values()),
+                 1e3 * row["seconds"]] for row in bench.summary(ready.problem, runs, ready.front, marks)]
+        text = f", {DEPLOYABLE}" if bounds else ""
+        found.append({"caption": f"Hypervolume as a share of the true front's ({len(ready.front)} points{text}) after so many "
+                                 f"queries: interquartile mean, 95 % bootstrap interval; {options.seeds} seeds",
+                      "columns": ["strategy", *map(str, marks), "ms a query"], "rows": rows})
+    save("front201", "NAS-Bench-201, three objectives", f"Test accuracy on CIFAR-10, latency on a Raspberry Pi 4 ({LATENCY}) and "
+         f"energy on an EdgeGPU ({ENERGY}), from HW-NAS-Bench; in the frame from the true front's ideal point to a tenth of its "
+         "range beyond its nadir.", found, options)
+
+
+def pymoo(task: bench.Task, seed: int, queries: int) -> dict[str, Any]:
+    """pymoo's NSGA-II, population 20, on rows of integers; a record as `bench.one` makes it."""
+    from pymoo.algorithms.moo.nsga2 import NSGA2
+    from pymoo.core.evaluator import Evaluator
+    from pymoo.core.problem import Problem
+    from pymoo.operators.crossover.ux import UniformCrossover
+    from pymoo.operators.mutation.pm import PM
+    from pymoo.operators.repair.rounding import RoundingRepair
+    from pymoo.operators.sampling.rnd import IntegerRandomSampling
+    from pymoo.problems.static import StaticProblem
+
+    from nasopt.space import labels, layout
+
+    ready = bench.prepare(task)
+    lay, trials = layout(ready.problem.space), list[dict[str, Any]]()
+    given = Problem(n_var=len(lay.genes), n_obj=len(ready.problem.objectives), n_ieq_constr=len(task.constraints), xl=0,
+                    xu=lay.options - 1, vtype=int)
+    algorithm = NSGA2(pop_size=20, sampling=IntegerRandomSampling(), crossover=UniformCrossover(prob=0.5),
+                      mutation=PM(vtype=float, repair=RoundingRepair()), eliminate_duplicates=True)
+    algorithm.setup(given, termination=("n_eval", queries), seed=seed, verbose=False)
+    while algorithm.has_next():
+        population = algorithm.ask()
+        metrics = [dict(ready.more(Ask(0, arch))) for arch in lay.archs(population.get("X").astype(np.int64))]
+        values = np.nan_to_num([ready.problem.values(m) for m in metrics], posinf=1e9)
+        over = np.array([[m.get(c.name, 0.0) - c.upper for c in task.constraints] for m in metrics])
+        Evaluator().eval(StaticProblem(given, F=values, **({"G": over} if task.constraints else {})), population)
+        algorithm.tell(infills=population)
+        trials += [{"architecture": labels(ready.problem.space, arch), "metrics": m, "seconds": 0.0}
+                   for arch, m in zip(lay.archs(population.get("X").astype(np.int64)), metrics, strict=True)]
+    return {"strategy": "pymoo NSGA-II", "seed": seed, "trials": trials[:queries], "stopped": "", "seconds": 0.0}
+
+
+def overhead(options: argparse.Namespace) -> None:
+    """Seconds that a strategy takes for one ask after so many trials, one thread."""
+    marks, rows = (100, 200, 1000), []
+    for name in names(options):
+        task = bench.Task("nb201", tables(), ("test200_c10",))
+        runs = [bench.one(task, name, seed, max(marks) + 1) for seed in range(min(3, options.seeds))]
+        rows.append([name, *(1e3 * float(np.median([t["seconds"] for run in runs for t in run["trials"][q - 10:q + 1]]))
+                             for q in marks)])
+    save("overhead", "What an ask costs", "Time of a strategy and the loop for one trial of a table.", [
+        {"caption": "ms an ask after so many trials, one thread, median of three searches and eleven asks of NAS-Bench-201",
+         "columns": ["strategy", *map(str, marks)], "rows": rows}], options)
+
+
+def names(options: argparse.Namespace) -> list[str]:
+    return options.only.split(",") if options.only else [n for n in ALL if n in catalogue.STRATEGIES]
+
+
+def tables() -> str:
+    return os.environ["NASOPT_TABLES"]
+
+
+def save(name: str, title: str, text: str, found: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> None:
+    write(f"strategies_{name}{'_part' if options.only else ''}",
+          {"title": title, "text": text, "tables": list(found), "order": 30}, list(range(options.seeds)))
+
+
+PARTS = {"oracle201": oracle201, "noisy201": noisy201, "oracle101": oracle101, "front201": front201, "overhead": overhead}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
+    parser.add_argument("--tables", default=os.environ.get("NASOPT_TABLES", "tables"))
+    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--only", help="these strategies, with commas; the record is then called a part")
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    chosen = parser.parse_args()
+    chosen.seeds = 6 if chosen.quick else chosen.seeds
+    os.environ["NASOPT_TABLES"] = chosen.tables
+    for part in chosen.parts:
+        PARTS[part](chosen)
