@@ -10,6 +10,7 @@ from nasopt.protocols import Strategy
 from nasopt.space import Arch
 from nasopt.strategies.aging import RegularizedEvolution
 from nasopt.strategies.evolution import NSGA2
+from nasopt.strategies.halving import ASHA, Hyperband
 from nasopt.strategies.local import LocalSearch
 from nasopt.strategies.random import RandomSearch
 from nasopt.trial import Problem
@@ -18,6 +19,8 @@ Make: TypeAlias = Callable[[Problem, int, Sequence[Arch]], Strategy]
 """(problem, seed, architectures to ask first) -> a new strategy."""
 
 STRATEGIES: Mapping[str, Make] = {
+    "asha": lambda problem, seed, initial: ASHA(problem, seed, initial=initial),
+    "hyperband": lambda problem, seed, initial: Hyperband(problem, seed, initial=initial),
     "local": lambda problem, seed, initial: LocalSearch(problem, seed, initial=initial),
     "nsga2": lambda problem, seed, initial: NSGA2(problem, seed, population=min(24, len(initial) or 24), initial=initial),
     "random": lambda problem, seed, initial: RandomSearch(problem, seed, initial),
