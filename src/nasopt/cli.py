@@ -135,9 +135,9 @@ def search(
         min=1, metavar="N", help="Search at most this many networks.")] = None,
     networks: Annotated[int, typer.Option(
         min=1, metavar="N", help="Train at most this many networks of the search's front.")] = 10,
-    strategy: Annotated[Literal["asha", "hyperband", "local", "nsga2", "random", "rea"], typer.Option(
-        help="How to search: evolution (NSGA-II), regularised evolution, local search, at random, or at random with more effort "
-             "for the better ones (ASHA, Hyperband).")] = "nsga2",
+    strategy: Annotated[Literal["asha", "hyperband", "local", "nsga2", "progressive", "random", "rea"], typer.Option(
+        help="How to search: evolution (NSGA-II), regularised evolution, local search, at random, at random with more effort "
+             "for the better ones (ASHA, Hyperband), or in a space that grows and loses bad options.")] = "nsga2",
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the run is kept. Default: runs/NAME after "
                                                                     "the data.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Two runs with one seed propose the same networks in the same order "
@@ -209,7 +209,8 @@ nasopt bench lotz --strategy nsga2 --queries 5000
 def bench(
     table: Annotated[str, typer.Argument(metavar="TABLE", help="A file of the tables' folder, such as nb201, or a synthetic "
                                                                "problem: oneminmax, oneminmax3, lotz, dtlz2.")],
-    strategy: Annotated[str, typer.Option(metavar="NAME[,NAME...]", help="asha, hyperband, local, nsga2, random, rea.")] = "",
+    strategy: Annotated[str, typer.Option(metavar="NAME[,NAME...]",
+                                          help="asha, hyperband, local, nsga2, progressive, random, rea.")] = "",
     objective: Annotated[str, typer.Option(metavar="COLUMN[,COLUMN...]", help="What the search sees and optimises.")] = "",
     report_: Annotated[str, typer.Option("--report", metavar="COLUMN[,COLUMN...]",
                                          help="Columns to write down beside, which no strategy sees.")] = "",

@@ -12,6 +12,7 @@ from nasopt.strategies.aging import RegularizedEvolution
 from nasopt.strategies.evolution import NSGA2
 from nasopt.strategies.halving import ASHA, Hyperband
 from nasopt.strategies.local import LocalSearch
+from nasopt.strategies.progressive import Progressive
 from nasopt.strategies.random import RandomSearch
 from nasopt.trial import Problem
 
@@ -23,6 +24,7 @@ STRATEGIES: Mapping[str, Make] = {
     "hyperband": lambda problem, seed, initial: Hyperband(problem, seed, initial=initial),
     "local": lambda problem, seed, initial: LocalSearch(problem, seed, initial=initial),
     "nsga2": lambda problem, seed, initial: NSGA2(problem, seed, population=min(24, len(initial) or 24), initial=initial),
+    "progressive": lambda problem, seed, initial: Progressive(problem, seed, initial=initial),
     "random": lambda problem, seed, initial: RandomSearch(problem, seed, initial),
     "rea": lambda problem, seed, initial: RegularizedEvolution(problem, seed, initial=initial),
 }
