@@ -96,8 +96,8 @@ def prepare(task: Task) -> Bench:
 
 
 def one(task: Task, strategy: str, seed: int, queries: int) -> dict[str, Any]:
-    """One search: {strategy, seed, trials, stopped, seconds}; a trial is {architecture, metrics, seconds}, its seconds those
-    of the strategy and the loop since the one before it."""
+    """One search: {strategy, seed, trials, stopped, seconds}; a trial is {architecture, fidelity, metrics, seconds}, its seconds
+    those of the strategy and the loop since the one before it."""
     ready = prepare(task)
     rows: list[dict[str, Any]] = []
     last = started = time.perf_counter()
@@ -105,8 +105,8 @@ def one(task: Task, strategy: str, seed: int, queries: int) -> dict[str, Any]:
     def note(trial: Trial) -> None:
         nonlocal last
         now = time.perf_counter()
-        rows.append({"architecture": spaces.labels(ready.problem.space, trial.ask.arch), "metrics": dict(ready.more(trial.ask)),
-                     "seconds": now - last})
+        rows.append({"architecture": spaces.labels(ready.problem.space, trial.ask.arch), "fidelity": trial.ask.fidelity,
+                     "metrics": dict(ready.more(trial.ask)), "seconds": now - last})
         last = time.perf_counter()
 
     study = search(ready.problem, catalogue.make(strategy, ready.problem, seed), ready.estimate, budget=Budget(trials=queries),
@@ -150,10 +150,11 @@ def _one_thread() -> None:
 
 # ------------------------------------------------------------------------------------------------------------- summaries
 def values(problem: Problem, record: Mapping[str, Any]) -> Floats:
-    """The objectives of a run's trials, (n, objectives), to be minimised; infinite where infeasible."""
+    """The objectives of a run's trials, (n, objectives), to be minimised; infinite where infeasible or below full fidelity. A
+    query is a query: tables give every fidelity at one price."""
     rows = [t["metrics"] for t in record["trials"]]
     found = np.array([problem.values(m) for m in rows]).reshape(len(rows), len(problem.objectives))
-    found[[problem.violation(m) > 0 for m in rows]] = np.inf
+    found[[problem.violation(t["metrics"]) > 0 or t["fidelity"] < 1 for t in record["trials"]]] = np.inf
     return found
 
 

@@ -105,6 +105,9 @@ def _as_text(path: Path, key: str, value: Any) -> str | list[str]:
 
 # ---------------------------------------------------------------------------------------------------------- commands
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. runs/digits.")]
+Strategies = Literal["asha", "forest", "gp", "gp-lcb", "gp-ts", "hybrid", "hyperband", "local", "nsga2", "progressive", "random",
+                     "rea"]
+"""The names in `nasopt.strategies.catalogue`, which is too heavy to load for a help text."""
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result: no log lines, no progress bar.")]
 
 SEARCH_EPILOG = """Examples:
@@ -135,8 +138,10 @@ def search(
         min=1, metavar="N", help="Search at most this many networks.")] = None,
     networks: Annotated[int, typer.Option(
         min=1, metavar="N", help="Train at most this many networks of the search's front.")] = 10,
-    strategy: Annotated[Literal["local", "nsga2", "random", "rea"], typer.Option(
-        help="How to search: evolution (NSGA-II), regularised evolution, local search, or at random.")] = "nsga2",
+    strategy: Annotated[Strategies, typer.Option(
+        help="How to search: a portfolio of others (hybrid); Bayesian optimisation (gp, gp-lcb, gp-ts, forest); evolution "
+             "(nsga2, rea); local search; a space that grows and loses bad options (progressive); more effort for the better "
+             "ones of random ones (asha, hyperband); at random.")] = "nsga2",
     min_gain: Annotated[str | None, typer.Option(
         metavar="SHARE", help="End the search early, when the next tenth of its networks is expected to add less than this to "
                               "the hypervolume, such as 1%; the final trainings get the time.")] = None,
@@ -212,7 +217,8 @@ nasopt bench lotz --strategy nsga2 --queries 5000
 def bench(
     table: Annotated[str, typer.Argument(metavar="TABLE", help="A file of the tables' folder, such as nb201, or a synthetic "
                                                                "problem: oneminmax, oneminmax3, lotz, dtlz2.")],
-    strategy: Annotated[str, typer.Option(metavar="NAME[,NAME...]", help="local, nsga2, random, rea.")] = "",
+    strategy: Annotated[str, typer.Option(metavar="NAME[,NAME...]",
+                                          help="asha, hyperband, local, nsga2, progressive, random, rea.")] = "",
     objective: Annotated[str, typer.Option(metavar="COLUMN[,COLUMN...]", help="What the search sees and optimises.")] = "",
     report_: Annotated[str, typer.Option("--report", metavar="COLUMN[,COLUMN...]",
                                          help="Columns to write down beside, which no strategy sees.")] = "",

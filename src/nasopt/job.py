@@ -270,9 +270,8 @@ def progress_of(studies: Mapping[str, Study], times: Mapping[str, Sequence[float
         times: seconds spent when each trial was complete.
     """
     problem = next(iter(studies.values())).problem
-    values = {name: np.array([_log_values(s, t.metrics) if t.error is None and problem.violation(t.metrics) == 0
-                              else [np.inf] * len(problem.objectives) for t in s.trials]).reshape(-1, len(problem.objectives))
-              for name, s in studies.items()}
+    values = {name: np.array([_log_values(s, t.metrics) if problem.accepts(t) else [np.inf] * len(problem.objectives)
+                              for t in s.trials]).reshape(-1, len(problem.objectives)) for name, s in studies.items()}
     reference = reference_point(*bounds(np.concatenate(list(values.values()))))
     curves = {name: {"seconds": list(times[name]), "evaluations": list(range(1, len(s.trials) + 1)),
                      "hypervolume": curve(values[name], reference).tolist()} for name, s in studies.items()}

@@ -73,6 +73,11 @@ class Problem:
         """The sum of the relative violations of all constraints; 0: feasible (Deb et al., IEEE TEC 2002, §VI)."""
         return sum(c.violation(metrics) for c in self.constraints)
 
+    def accepts(self, trial: Trial) -> bool:
+        """Whether a trial is a result: of full fidelity, without error, with every objective, and no constraint is violated."""
+        return (trial.error is None and trial.ask.fidelity >= 1 and self.violation(trial.metrics) == 0
+                and all(math.isfinite(v) for v in self.values(trial.metrics)))
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -144,9 +149,8 @@ class Study:
     stopped: str = ""
 
     def feasible(self) -> list[Trial]:
-        """Trials without error that hold every objective and violate no constraint."""
-        return [t for t in self.trials if t.error is None and self.problem.violation(t.metrics) == 0
-                and all(math.isfinite(v) for v in self.problem.values(t.metrics))]
+        """Trials of full fidelity without error that hold every objective and violate no constraint."""
+        return [t for t in self.trials if self.problem.accepts(t)]
 
     def front(self) -> list[Trial]:
         """The non-dominated feasible trials, sorted by the first objective."""

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasopt.errors import InputError
-from nasopt.space import Arch, Choice, Product, Rows, layout
+from nasopt.seed import rng
+from nasopt.space import Arch, Choice, Product, Rows, key, layout
 from nasopt.trial import Ask, Objective, Problem
 
 Floats = NDArray[np.float64]
@@ -135,3 +136,34 @@ def dtlz2(variables: int = 10, levels: int = 11, objectives: int = 3) -> Synthet
     problem = Problem(space, tuple(Objective(f"f{k}") for k in range(objectives)))
     return Synthetic(f"DTLZ2, {variables} variables of {levels} levels", problem, measure,
                      _sorted(measure(np.column_stack([positions, middle]))))
+
+
+@dataclass(frozen=True)
+class LowFidelity:
+    """A synthetic problem whose values below full fidelity are wrong, as short trainings are; at fidelity 1 they are exact.
+
+    At fidelity f an objective is its true value + (1 - f) (bias · b + noise · e). b is standard normal, one number for every
+    architecture and objective: a short training misjudges it every time. e is standard normal, new for every ask.
+
+    Attributes:
+        exact: the problem.
+        bias, noise: standard deviations at fidelity 0, in the units of the objectives.
+
+    Raises:
+        InputError: a negative standard deviation.
+    """
+
+    exact: Synthetic
+    bias: float
+    noise: float
+
+    def __post_init__(self) -> None:
+        if self.bias < 0 or self.noise < 0:
+            raise InputError(f"bias {self.bias} and noise {self.noise} are standard deviations: give at least 0.")
+
+    def __call__(self, ask: Ask, /) -> dict[str, float]:
+        true = self.exact(ask)
+        b = rng(0, int(key(ask.arch), 16), "bias of low fidelity").standard_normal(len(true))
+        e = rng(ask.seed, ask.number, "noise of low fidelity").standard_normal(len(true))
+        wrong = (1 - ask.fidelity) * (self.bias * b + self.noise * e)
+        return {name: value + float(w) for (name, value), w in zip(true.items(), wrong, strict=True)}

@@ -141,6 +141,39 @@ class Lookup:
         return {name: value for name, value in found.items() if not np.isnan(value)}
 
 
+@dataclass(frozen=True, eq=False)
+class Fidelities:
+    """The estimator of a table that holds an objective at several fidelities, such as after 12 and after 200 epochs: at
+    fidelity f a metric is the column of the highest level up to f.
+
+    Attributes:
+        table: the table.
+        columns: metric -> {level: column}; every metric has a column of level 1.
+
+    Raises:
+        InputError: an unknown column, a level outside (0, 1], none of 1; (when called) a fidelity below the lowest level.
+    """
+
+    table: Table
+    columns: Mapping[str, Mapping[float, str]]
+
+    def __post_init__(self) -> None:
+        for metric, levels in self.columns.items():
+            if 1 not in levels or not all(0 < level <= 1 for level in levels):
+                raise InputError(f"{metric} has columns of the levels {sorted(levels)}: give shares up to 1, and one of 1.")
+            for name in levels.values():
+                self.table.column(name)
+
+    def __call__(self, ask: Ask, /) -> Metrics:
+        k, found = self.table.row(ask.arch), dict[str, float]()
+        for metric, levels in self.columns.items():
+            able = [level for level in levels if level <= ask.fidelity]
+            if not able:
+                raise InputError(f"{metric} has no column of fidelity {ask.fidelity:g} or less: ask for {min(levels):g} or more.")
+            found[metric] = float(self.table.columns[levels[max(able)]].values[k])
+        return {name: value for name, value in found.items() if not np.isnan(value)}
+
+
 # --------------------------------------------------------------------------------------------------------------- reading
 def load(path: str | Path) -> Table:
     """Reads a table.

@@ -249,9 +249,8 @@ class Phases:
 
         def tell(progress: Progress) -> None:
             trial = progress.trial
-            values = np.array([problem.values(trial.metrics)])
-            if trial.error is None and np.isfinite(values).all():
-                archive.add(values, [None], np.array([problem.violation(trial.metrics)]))
+            if problem.accepts(trial):
+                archive.add([problem.values(trial.metrics)], [None])
             volume = hypervolume(archive.values / largest, np.ones(len(largest)))
             note = f"{progress.done} networks, front {len(archive)}, hypervolume {volume:.3f}"
             if limit:
@@ -414,6 +413,8 @@ def nothing_found(study: Study) -> str:
         errors = Counter(t.error for t in study.trials)
         return (f"all {len(study.trials)} trials failed, most often with: {errors.most_common(1)[0][0]}" if errors
                 else "the budget ended before the first trial: give more time.")
+    if all(t.ask.fidelity < 1 for t in clean):
+        return f"none of {len(clean)} networks was evaluated at full fidelity: give more time."
     nearest = min(clean, key=lambda t: study.problem.violation(t.metrics))
     worst = max(study.problem.constraints, key=lambda c: c.violation(nearest.metrics))
     return (f"no architecture meets {worst}: the nearest of {len(clean)} has {nearest.metrics[worst.name]:.4g}"

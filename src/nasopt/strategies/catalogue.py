@@ -11,8 +11,10 @@ from nasopt.space import Arch
 from nasopt.strategies.aging import RegularizedEvolution
 from nasopt.strategies.bayes import BayesianOptimization
 from nasopt.strategies.evolution import NSGA2
+from nasopt.strategies.halving import ASHA, Hyperband
 from nasopt.strategies.hybrid import Portfolio
 from nasopt.strategies.local import LocalSearch
+from nasopt.strategies.progressive import Progressive
 from nasopt.strategies.random import RandomSearch, Unseen
 from nasopt.surrogates.features import Hints
 from nasopt.trial import Problem
@@ -26,8 +28,11 @@ STRATEGIES: Mapping[str, Make] = {
     "gp-lcb": lambda problem, seed, initial: BayesianOptimization(problem, seed, acquisition="lcb", initial=initial),
     "gp-ts": lambda problem, seed, initial: BayesianOptimization(problem, seed, acquisition="ts", initial=initial),
     "hybrid": lambda problem, seed, initial: _hybrid(problem, seed, initial, None),
+    "asha": lambda problem, seed, initial: ASHA(problem, seed, initial=initial),
+    "hyperband": lambda problem, seed, initial: Hyperband(problem, seed, initial=initial),
     "local": lambda problem, seed, initial: LocalSearch(problem, seed, initial=initial),
     "nsga2": lambda problem, seed, initial: NSGA2(problem, seed, population=min(24, len(initial) or 24), initial=initial),
+    "progressive": lambda problem, seed, initial: Progressive(problem, seed, initial=initial),
     "random": lambda problem, seed, initial: RandomSearch(problem, seed, initial),
     "rea": lambda problem, seed, initial: RegularizedEvolution(problem, seed, initial=initial),
 }
