@@ -34,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 	  echo "nasopt needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	$(PIP) -c constraints.txt torch
-	$(PIP) -c constraints.txt -e ".[onnx,dev]"
+	$(PIP) -c constraints.txt -e ".[onnx,compare,dev]"
 	@touch $@
 
 bench: $(READY)

@@ -16,7 +16,7 @@ LEVELS = (
     ("spaces", "tasks", "benchmarks"),
     ("strategies", "estimators"),
     ("run", "report"),
-    ("pipeline", "job", "bench"),
+    ("pipeline", "job", "bench", "compare"),
     ("cli", "__main__"),
 )
 LEVEL: Mapping[str, int] = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}

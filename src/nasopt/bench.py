@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,10 +20,11 @@ from nasopt.analysis import stats
 from nasopt.analysis.hypervolume import bounds, curve, reference_point
 from nasopt.benchmarks import synthetic, tables
 from nasopt.errors import InputError, unknown
+from nasopt.machine import machine, versions
 from nasopt.protocols import Estimator
 from nasopt.run.search import Budget, search
 from nasopt.strategies import catalogue
-from nasopt.trial import Constraint, Problem, Trial
+from nasopt.trial import Constraint, Problem, Trial, problem_to_json
 
 Floats = NDArray[np.float64]
 
@@ -139,6 +141,33 @@ def run(task: Task, strategies: Sequence[str], queries: int, seeds: Sequence[int
             if watch is not None:
                 watch(done, len(work))
     return found
+
+
+def record(task: Task, strategies: Sequence[str], queries: int, runs: Sequence[Mapping[str, Any]],
+           seconds: float) -> dict[str, Any]:
+    """Runs with all that `nasopt.compare` needs to know of them, as plain JSON values.
+
+    Args:
+        runs: what `run` returned, in ``seconds`` of wall time.
+
+    Returns:
+        {table, objectives, queries, runs; problem: as `trial.problem_to_json` has it; front: the true one, (points, objectives),
+        to be minimised; reported, synthetic, command, seconds, machine, versions}.
+    """
+    ready = prepare(task)
+    return {"table": task.table, "objectives": [o.name for o in ready.problem.objectives], "queries": queries, "runs": list(runs),
+            "problem": problem_to_json(ready.problem), "front": ready.front.tolist(), "reported": list(task.report),
+            "synthetic": task.table in SYNTHETIC, "command": command(task, strategies, queries, [r["seed"] for r in runs]),
+            "seconds": seconds, "machine": machine(), "versions": versions()}
+
+
+def command(task: Task, strategies: Sequence[str], queries: int, seeds: Sequence[int]) -> str:
+    """The command line that repeats the runs, wherever the tables are."""
+    words = ["nasopt", "bench", task.table, "--strategy", ",".join(strategies), "--queries", f"{queries}", "--seeds",
+             f"{len(set(seeds))}"]
+    words += ["--objective", ",".join(task.objectives)] if task.objectives else []
+    words += ["--report", ",".join(task.report)] if task.report else []
+    return shlex.join(words + [w for c in task.constraints for w in ("--constraint", f"{c.name}<={c.upper:g}")])
 
 
 def _one_thread() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from nasopt import __version__, goals
 from nasopt.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from nasopt.analysis.comparison import Comparison
     from nasopt.bench import Bench
     from nasopt.job import Run
 
@@ -108,6 +110,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a 
 Strategies = Literal["asha", "forest", "gp", "gp-lcb", "gp-ts", "hybrid", "hyperband", "local", "nsga2", "progressive", "random",
                      "rea"]
 """The names in `nasopt.strategies.catalogue`, which is too heavy to load for a help text."""
+Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the comparison there, one page that opens offline.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result: no log lines, no progress bar.")]
 
 SEARCH_EPILOG = """Examples:
@@ -210,15 +213,20 @@ nasopt bench nb201 --objective test200_c10 --strategy random,local,rea --queries
 nasopt bench nb201 --objective split25k_test200_c10_1seed --report test200_c10 --seeds 20 --json runs.json
 
 nasopt bench lotz --strategy nsga2 --queries 5000
+
+nasopt bench lotz --strategy nsga2,random --queries 2000 --seeds 20 --html lotz.html
+
+nasopt bench complexity
 """
 
 
 @app.command(epilog=BENCH_EPILOG)
 def bench(
-    table: Annotated[str, typer.Argument(metavar="TABLE", help="A file of the tables' folder, such as nb201, or a synthetic "
-                                                               "problem: oneminmax, oneminmax3, lotz, dtlz2.")],
-    strategy: Annotated[str, typer.Option(metavar="NAME[,NAME...]",
-                                          help="asha, hyperband, local, nsga2, progressive, random, rea.")] = "",
+    context: typer.Context,
+    table: Annotated[str, typer.Argument(
+        metavar="TABLE", help="A file of the tables' folder, such as nb201, or a synthetic problem: oneminmax, oneminmax3, lotz, "
+                              "dtlz2. The word complexity: count what the strategies and their parts cost.")],
+    strategy: Annotated[str, typer.Option(metavar="NAME[,NAME...]", help=", ".join(get_args(Strategies)) + ".")] = "",
     objective: Annotated[str, typer.Option(metavar="COLUMN[,COLUMN...]", help="What the search sees and optimises.")] = "",
     report_: Annotated[str, typer.Option("--report", metavar="COLUMN[,COLUMN...]",
                                          help="Columns to write down beside, which no strategy sees.")] = "",
@@ -230,8 +238,12 @@ def bench(
     folder: Annotated[Path, typer.Option("--tables", metavar="FOLDER", envvar="NASOPT_TABLES",
                                          help="Where the tables are.")] = Path("tables"),
     json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write every trial of every search there.")] = None,
+    html: Html = None,
 ) -> None:
     """Compare search strategies on a table of trained networks or on a problem with a known answer."""
+    if table == "complexity":
+        _show_complexity(context)
+        return
     from nasopt import bench as benches
     from nasopt.strategies.catalogue import DEFAULT
 
@@ -240,14 +252,61 @@ def bench(
 
     bounds = tuple(goals.parse_bound(text) for text in constraint or ())
     task = benches.Task(table, str(folder), names(objective), names(report_), bounds)
-    if json_ is not None and not json_.resolve().parent.is_dir():
-        raise InputError(f"the folder of {str(json_)!r} does not exist: make it, or write elsewhere.")
+    _check_folders(json_, html)
+    if html is not None and seeds < 2:
+        raise InputError("one seed is no comparison of strategies: leave out --html, or run at least 2 seeds, 6 for a test.")
+    chosen = names(strategy) or (DEFAULT,)
     ready = benches.prepare(task)
-    records = benches.run(task, names(strategy) or (DEFAULT,), queries, range(seeds), jobs)
+    started = time.perf_counter()
+    runs = benches.run(task, chosen, queries, range(seeds), jobs)
+    record = benches.record(task, chosen, queries, runs, time.perf_counter() - started)
     if json_ is not None:
-        json_.write_text(json.dumps({"table": table, "objectives": [o.name for o in ready.problem.objectives],
-                                     "queries": queries, "runs": records}) + "\n", encoding="utf-8")
-    _show_bench(ready, records, queries)
+        json_.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    _show_bench(ready, runs, queries)
+    if html is not None or len(chosen) > 1:
+        from nasopt import compare as comparing
+
+        _show_comparison(comparing.compare([comparing.parse(record, "this run")]), html)
+
+
+COMPARE_EPILOG = """Examples:
+
+nasopt compare runs.json --html runs.html
+
+nasopt compare cifar10.json cifar100.json imagenet16.json --control random
+
+nasopt compare runs.json --rope 0.1
+"""
+
+
+@app.command(epilog=COMPARE_EPILOG)
+def compare(
+    files: Annotated[list[Path], typer.Argument(
+        metavar="FILE...", help="Records that nasopt bench --json wrote, of one problem or of several.")],
+    html: Html = None,
+    json_: Annotated[Path | None, typer.Option(
+        "--json", metavar="FILE", help="Write every number of the comparison there.")] = None,
+    control: Annotated[str, typer.Option(
+        metavar="NAME", help="Compare the other strategies with this one only, which has more power than all pairs.")] = "",
+    rope: Annotated[float | None, typer.Option(
+        metavar="X", help="Half the width of the region of practical equivalence, in the unit of the objective (of several "
+                          "objectives: as a share of the hypervolume): asks the Bayesian signed-rank test too.")] = None,
+) -> None:
+    """Compare recorded runs of search strategies, with the tests that their design allows."""
+    from nasopt import compare as comparing
+
+    _check_folders(json_, html)
+    found = comparing.compare([comparing.read(path) for path in files], control, rope)
+    if json_ is not None:
+        json_.write_text(json.dumps(found.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+    _show_comparison(found, html)
+
+
+def _check_folders(*files: Path | None) -> None:
+    """Raises InputError before any work if a file cannot be written where it should."""
+    for file in files:
+        if file is not None and not file.resolve().parent.is_dir():
+            raise InputError(f"the folder of {str(file)!r} does not exist: make it, or write elsewhere.")
 
 
 # ---------------------------------------------------------------------------------------------------------- printing
@@ -268,6 +327,43 @@ def _show_bench(ready: Bench, records: Sequence[Mapping[str, Any]], queries: int
                  for i in row["at"].values()]
         table.add_row(row["strategy"], str(row["seeds"]), f"{1e3 * row['seconds']:.2f}", *optimum, *cells)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _show_comparison(found: Comparison, html: Path | None) -> None:
+    from nasopt.report import terminal
+
+    Console(width=None if sys.stdout.isatty() else 200).print(terminal.tables(found))
+    if html is not None:
+        from nasopt.report import compare as page
+
+        page.write(found, html)
+        typer.echo(f"report: {html}")
+
+
+def _show_complexity(context: typer.Context) -> None:
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name != "table" and source is click.core.ParameterSource.COMMANDLINE:
+            raise InputError(f"bench complexity takes no {option.opts[0]}: leave it out.")
+    from nasopt.analysis.complexity import TOLERANCE, Bound, Slope
+    from nasopt.strategies import complexity
+
+    def cells(bound: Bound, found: Slope | None) -> list[str]:
+        if found is None:
+            return [bound.text, "not counted", "–"]
+        return [bound.text, f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]", "yes" if found.within(bound) else "no"]
+
+    table = Table("part", "n", "time", "exponent [95 %]", "within", "space", "exponent [95 %]", "within", title_justify="left",
+                  title=f"Declared bounds and counted exponents; within: the upper limit is at most the bound's + {TOLERANCE:g}")
+    rows = complexity.count()
+    for row in rows:
+        table.add_row(row.name, f"{row.part.size}: {row.part.sizes[0]} to {row.part.sizes[-1]}", *cells(row.part.time, row.time),
+                      *cells(row.part.space, row.space))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    typer.echo("Time: instructions, counted by callgrind, a log n of the bound divided out; space: peak bytes of Python and "
+               "numpy.")
+    if any(row.time is None for row in rows):
+        typer.echo("Instructions were not counted: that needs valgrind, which is not installed.")
 
 
 @contextmanager

@@ -233,12 +233,16 @@ def bootstrap(scores: Sequence[ArrayLike], statistic: Callable[[list[Floats]], f
         statistic: of such a list.
     """
     tasks = [np.asarray(s, dtype=float) for s in scores]
-    if not tasks or min(len(t) for t in tasks) < 2:
-        raise InputError("a bootstrap needs at least 2 runs of every task: run more seeds.")
+    _check_runs(tasks)
     rng = seeds.rng(seed, 0, "bootstrap")
     draws = [statistic([t[rng.integers(0, len(t), len(t))] for t in tasks]) for _ in range(resamples)]
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(statistic(tasks), float(low), float(high))
+
+
+def _check_runs(tasks: Sequence[Floats]) -> None:
+    if not tasks or min(len(t) for t in tasks) < 2:
+        raise InputError("a bootstrap needs at least 2 runs of every task: run more seeds.")
 
 
 def iqm_interval(scores: Sequence[ArrayLike], seed: int = 0, level: float = 0.95) -> Interval:
@@ -246,19 +250,37 @@ def iqm_interval(scores: Sequence[ArrayLike], seed: int = 0, level: float = 0.95
     return bootstrap(scores, lambda tasks: iqm(np.concatenate(tasks)), seed, level=level)
 
 
-def probability_of_improvement(a: Sequence[ArrayLike], b: Sequence[ArrayLike], seed: int = 0, level: float = 0.95) -> Interval:
+def iqm_band(curves: ArrayLike, seed: int = 0, resamples: int = 1000, level: float = 0.95) -> tuple[Floats, Floats, Floats]:
+    """The interquartile mean of curves (runs, points) at every point and its pointwise bootstrap interval: three (points,).
+
+    Whole runs are resampled. A single run is its own band.
+    """
+    values = np.asarray(curves, dtype=float)
+    draws = seeds.rng(seed, 0, "bootstrap").integers(0, len(values), (resamples, len(values)))
+    slices = np.array_split(draws, draws.size * values.shape[1] // 2_000_000 + 1)  # to bound the memory
+    means = np.concatenate([stats.trim_mean(values[d], 0.25, axis=1) for d in slices])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return np.asarray(stats.trim_mean(values, 0.25, axis=0)), low, high
+
+
+def probability_of_improvement(a: Sequence[ArrayLike], b: Sequence[ArrayLike], seed: int = 0, resamples: int = 2000,
+                               level: float = 0.95) -> Interval:
     """How probably a run of ``a`` is above one of ``b``, mean over tasks (Agarwal et al. 2021).
 
     Args:
         a, b: for every task the values (runs,); the two may have different numbers of runs.
 
     Raises:
-        InputError: different numbers of tasks.
+        InputError: different numbers of tasks, or fewer than 2 runs of one.
     """
     if len(a) != len(b):
         raise InputError(f"the two methods were run on {len(a)} and {len(b)} tasks: compare them on the same ones.")
-
-    def mean_a12(tasks: list[Floats]) -> float:
-        return float(np.mean([a12(x, y) for x, y in zip(tasks[:len(a)], tasks[len(a):], strict=True)]))
-
-    return bootstrap([*a, *b], mean_a12, seed, level=level)
+    tasks = [(np.asarray(x, dtype=float), np.asarray(y, dtype=float)) for x, y in zip(a, b, strict=True)]
+    _check_runs([v for pair in tasks for v in pair])
+    rng, draws = seeds.rng(seed, 0, "bootstrap"), np.zeros(resamples)
+    for x, y in tasks:
+        wins = (x[:, None] > y[None, :]) + 0.5 * (x[:, None] == y[None, :])
+        p, q = (rng.multinomial(len(v), np.full(len(v), 1 / len(v)), resamples) / len(v) for v in (x, y))
+        draws += ((p @ wins) * q).sum(axis=1) / len(tasks)  # A12 of a resample is a form in how often each run was drawn
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(np.mean([a12(x, y) for x, y in tasks])), float(low), float(high))

@@ -47,7 +47,8 @@ class Panel:
     menus: Sequence[Menu] = ()
 
 
-def _layout(x: str, y: str, **height: int) -> go.Layout:
+def layout(x: str, y: str, **height: int) -> go.Layout:
+    """What every figure shares: axes with these titles, a legend above, no colours of its own."""
     return go.Layout(
         template="none", paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", hovermode="closest",
         height=height.get("height", 460), margin={"l": 64, "r": 16, "t": 16, "b": 56},
@@ -98,7 +99,7 @@ def front(results: Results) -> Panel | None:
     across, up = _first_axes(results, nets, keys)
     kinds = [s for s in (*_trained(nets), _predictions(nets), _trials(results)) if s.points]
     figure = go.Figure([s.trace(quantities[across], quantities[up]) for s in kinds],
-                       _layout(quantities[across].title, quantities[up].title, height=520))
+                       layout(quantities[across].title, quantities[up].title, height=520))
     menus = [Menu(f"{name} axis", [_axis_option(kinds, q, name[0]) for q in quantities], chosen)
              for name, chosen in (("x", across), ("y", up))]
     return Panel("front", "Trained networks on two chosen metrics", figure, menus)
@@ -186,7 +187,7 @@ def hypervolume(results: Results) -> Panel | None:
     options = [Option(COSTS[c], {"x": [curve(v, c)[0] for v in curves.values()] + [_reach(curves, c)] * len(level),
                                  "y": [curve(v, c)[1] for v in curves.values()] + [level * 2] * len(level)},
                       {"xaxis.title.text": COSTS[c], "xaxis.autorange": True}) for c in costs]
-    figure = go.Figure(traces, _layout(COSTS[costs[0]], "hypervolume"))
+    figure = go.Figure(traces, layout(COSTS[costs[0]], "hypervolume"))
     return Panel("hypervolume", "Hypervolume against cost, search strategy and random search", figure,
                  [Menu("cost in", options)])
 
@@ -245,7 +246,7 @@ def _pair_figure(q: Quantity, pairs: Sequence[Pair], x: str, y: str, diagonal: b
                         hovertext=_pair_texts(q, pairs))
     line = go.Scatter(x=_extent(q, pairs), y=_extent(q, pairs), mode="lines", name="equal", hoverinfo="skip",
                       line={"color": GREY, "dash": "dot", "width": 1.5})
-    figure = go.Figure([points, line] if diagonal else [points], _layout(x, y, height=400))
+    figure = go.Figure([points, line] if diagonal else [points], layout(x, y, height=400))
     return figure.update_layout(showlegend=diagonal)
 
 

@@ -30,13 +30,19 @@ def render(results: Results) -> str:
     """
     panels = [p for p in (figures.front(results), figures.hypervolume(results), figures.predicted(results),
                           figures.trust(results)) if p is not None]
-    environment = Environment(loader=PackageLoader("nasopt", "report"), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("report.html.j2").render(
+    return page(
+        "report.html.j2", panels,
         title=str(results.get("title") or "Architecture search"), search=_search(results), claims=_claims(results),
         table=_table(record.networks(results)), drawings=_drawings(results), obtained=_obtained(results),
-        panels={p.name: p for p in panels}, figures=[_figure(p) for p in panels],
-        interval_note=str(results.get("interval_note") or ""), open_drawings=OPEN_DRAWINGS,
+        interval_note=str(results.get("interval_note") or ""), open_drawings=OPEN_DRAWINGS)
+
+
+def page(template: str, panels: Sequence[figures.Panel], **parts: Any) -> str:
+    """A template of this folder with its figures and whatever else it names."""
+    environment = Environment(loader=PackageLoader("nasopt", "report"), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(template).render(
+        **parts, panels={p.name: p for p in panels}, figures=[_figure(p) for p in panels],
         plotly=Markup(get_plotlyjs()) if panels else None)
 
 
@@ -46,8 +52,16 @@ def write(results: Results, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: the folder does not exist or cannot be written.
     """
+    write_page(render(results), path)
+
+
+def write_page(text: str, path: str | os.PathLike[str]) -> None:
+    """Writes a text to ``path``, all of it or nothing.
+
+    Raises:
+        OSError: the folder does not exist or cannot be written.
+    """
     target = Path(path)
-    text = render(results)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
