@@ -24,6 +24,7 @@ from nasopt.machine import machine, versions
 from nasopt.protocols import Estimator
 from nasopt.run.search import Budget, search
 from nasopt.strategies import catalogue
+from nasopt.surrogates.features import Hints
 from nasopt.trial import Constraint, Problem, Trial, problem_to_json
 
 Floats = NDArray[np.float64]
@@ -47,6 +48,7 @@ class Task:
         objectives: columns that the search sees and aims at; none for a synthetic problem, which has its own.
         report: columns that are written down beside them, and that no strategy sees.
         constraints: upper bounds on columns.
+        hints: columns that strategies which can use them know of every architecture beforehand (`catalogue.HINTED`).
     """
 
     table: str
@@ -54,6 +56,7 @@ class Task:
     objectives: tuple[str, ...]
     report: tuple[str, ...] = ()
     constraints: tuple[Constraint, ...] = ()
+    hints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,14 @@ class Bench:
         estimate: gives the strategies what they may see.
         more: gives the reported columns too.
         front: the true front, (points, objectives), to be minimised.
+        hints: what is known beforehand.
     """
 
     problem: Problem
     estimate: Estimator
     more: Estimator
     front: Floats
+    hints: Hints | None = None
 
 
 @lru_cache(maxsize=4)
@@ -80,8 +85,8 @@ def prepare(task: Task) -> Bench:
         InputError: no such table, a damaged one, unknown columns, or constraints that no architecture meets.
     """
     if task.table in SYNTHETIC:
-        if task.objectives or task.report or task.constraints:
-            raise InputError(f"{task.table} has its own objectives: leave out --objective, --report and --constraint.")
+        if task.objectives or task.report or task.constraints or task.hints:
+            raise InputError(f"{task.table} has its own objectives: leave out --objective, --hint, --report and --constraint.")
         known = SYNTHETIC[task.table]()
         return Bench(known.problem, known, known, known.front)
     path = Path(task.folder, task.table)
@@ -94,7 +99,8 @@ def prepare(task: Task) -> Bench:
     for name in task.report:
         table.column(name)
     seen = [*task.objectives, *(c.name for c in task.constraints)]
-    return Bench(problem, tables.Lookup(table, seen), tables.Lookup(table, [*seen, *task.report]), table.front(problem))
+    return Bench(problem, tables.Lookup(table, seen), tables.Lookup(table, [*seen, *task.report]), table.front(problem),
+                 table.hints(task.hints) if task.hints else None)
 
 
 def one(task: Task, strategy: str, seed: int, queries: int) -> dict[str, Any]:
@@ -111,8 +117,9 @@ def one(task: Task, strategy: str, seed: int, queries: int) -> dict[str, Any]:
                      "metrics": dict(ready.more(trial.ask)), "seconds": now - last})
         last = time.perf_counter()
 
-    study = search(ready.problem, catalogue.make(strategy, ready.problem, seed), ready.estimate, budget=Budget(trials=queries),
-                   seed=seed, watch=lambda progress: note(progress.trial))
+    asker = catalogue.make(strategy, ready.problem, seed, hints=ready.hints)
+    study = search(ready.problem, asker, ready.estimate, budget=Budget(trials=queries), seed=seed,
+                   watch=lambda progress: note(progress.trial))
     return {"strategy": strategy, "seed": seed, "trials": rows, "stopped": study.stopped, "seconds": last - started}
 
 
@@ -127,6 +134,9 @@ def run(task: Task, strategies: Sequence[str], queries: int, seeds: Sequence[int
     for name in strategies:
         if name not in catalogue.STRATEGIES:
             raise unknown("strategy", name, catalogue.STRATEGIES)
+    if task.hints and not any(name in catalogue.HINTED for name in strategies):
+        raise InputError(f"none of {', '.join(strategies)} takes hints: leave out --hint, or choose of "
+                         f"{', '.join(catalogue.HINTED)}.")
     if len(strategies) > 1 and len(seeds) < 2:
         raise InputError("one seed is no comparison of strategies: run at least 2, 6 for a test, 20 for a claim.")
     if queries < 1 or not seeds or not strategies:
@@ -166,6 +176,7 @@ def command(task: Task, strategies: Sequence[str], queries: int, seeds: Sequence
     words = ["nasopt", "bench", task.table, "--strategy", ",".join(strategies), "--queries", f"{queries}", "--seeds",
              f"{len(set(seeds))}"]
     words += ["--objective", ",".join(task.objectives)] if task.objectives else []
+    words += ["--hint", ",".join(task.hints)] if task.hints else []
     words += ["--report", ",".join(task.report)] if task.report else []
     return shlex.join(words + [w for c in task.constraints for w in ("--constraint", f"{c.name}<={c.upper:g}")])
 

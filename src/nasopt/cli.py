@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import click
 import typer
@@ -228,6 +228,9 @@ def bench(
                               "dtlz2. The word complexity: count what the strategies and their parts cost.")],
     strategy: Annotated[str, typer.Option(metavar="NAME[,NAME...]", help=", ".join(get_args(Strategies)) + ".")] = "",
     objective: Annotated[str, typer.Option(metavar="COLUMN[,COLUMN...]", help="What the search sees and optimises.")] = "",
+    hint: Annotated[str, typer.Option(metavar="COLUMN[,COLUMN...]",
+                                      help="What is known of every network for nothing, such as zero-cost proxies; for gp, "
+                                           "forest and hybrid.")] = "",
     report_: Annotated[str, typer.Option("--report", metavar="COLUMN[,COLUMN...]",
                                          help="Columns to write down beside, which no strategy sees.")] = "",
     constraint: Annotated[list[str] | None, typer.Option(
@@ -251,7 +254,7 @@ def bench(
         return tuple(name.strip() for name in text.split(",") if name.strip())
 
     bounds = tuple(goals.parse_bound(text) for text in constraint or ())
-    task = benches.Task(table, str(folder), names(objective), names(report_), bounds)
+    task = benches.Task(table, str(folder), names(objective), names(report_), bounds, names(hint))
     _check_folders(json_, html)
     if html is not None and seeds < 2:
         raise InputError("one seed is no comparison of strategies: leave out --html, or run at least 2 seeds, 6 for a test.")
