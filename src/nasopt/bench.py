@@ -119,12 +119,11 @@ def run(task: Task, strategies: Sequence[str], queries: int, seeds: Sequence[int
     """All searches, ordered by strategy and seed.
 
     Raises:
-        InputError: what `prepare` refuses, an unknown strategy, or nothing to run.
+        InputError: what `prepare` refuses, a strategy that is unknown or does not suit the problem, or nothing to run.
     """
-    prepare(task)
+    ready = prepare(task)
     for name in strategies:
-        if name not in catalogue.STRATEGIES:
-            raise unknown("strategy", name, catalogue.STRATEGIES)
+        catalogue.make(name, ready.problem, 0)
     if len(strategies) > 1 and len(seeds) < 2:
         raise InputError("one seed is no comparison of strategies: run at least 2, 6 for a test, 20 for a claim.")
     if queries < 1 or not seeds or not strategies:
