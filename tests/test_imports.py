@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "sklearn", "onnx", "onnxruntime", "plotly", "pymoo", "pandas", "matplotlib")
+HEAVY = ("torch", "sklearn", "onnx", "onnxruntime", "plotly", "optuna", "pymoo", "pandas", "matplotlib")
 
 
 def loaded_after(code: str) -> set[str]:

@@ -128,12 +128,11 @@ def run(task: Task, strategies: Sequence[str], queries: int, seeds: Sequence[int
     """All searches, ordered by strategy and seed.
 
     Raises:
-        InputError: what `prepare` refuses, an unknown strategy, or nothing to run.
+        InputError: what `prepare` refuses, a strategy that is unknown or does not suit the problem, or nothing to run.
     """
-    prepare(task)
+    ready = prepare(task)
     for name in strategies:
-        if name not in catalogue.STRATEGIES:
-            raise unknown("strategy", name, catalogue.STRATEGIES)
+        catalogue.make(name, ready.problem, 0)
     if task.hints and not any(name in catalogue.HINTED for name in strategies):
         raise InputError(f"none of {', '.join(strategies)} takes hints: leave out --hint, or choose of "
                          f"{', '.join(catalogue.HINTED)}.")

@@ -29,7 +29,7 @@ from nasopt.nets.supernet import sandwich
 from nasopt.nets.train import Augment, Images
 from nasopt.protocols import CostModel
 from nasopt.space import Arch
-from nasopt.strategies.catalogue import STRATEGIES
+from nasopt.strategies import catalogue
 from nasopt.tasks.data import Dataset, Split, normalisation, split
 from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem
 
@@ -116,7 +116,8 @@ def check_config(config: Config) -> None:
     """Refuses what cannot work, before anything is read.
 
     Raises:
-        InputError: a budget that is not positive, an unknown space or strategy, or an objective that cannot be searched for.
+        InputError: a budget that is not positive, an unknown space or strategy, an objective that cannot be searched for, or
+            a strategy that is not for these objectives.
     """
     if not 0 < config.seconds < math.inf:
         raise InputError(f"the budget must be positive and finite, got {config.seconds:g} s: give e.g. --budget 5m.")
@@ -130,8 +131,6 @@ def check_config(config: Config) -> None:
         raise InputError(f"the least gain must be a share between 0 and 1, got {config.min_gain:g}: give e.g. 0.01.")
     if config.space not in (*SPACES, "own"):
         raise unknown("space", config.space, SPACES)
-    if config.strategy not in STRATEGIES:
-        raise unknown("strategy", config.strategy, STRATEGIES)
     names = [o.name for o in config.objectives]
     for name in (*names, *(c.name for c in config.constraints)):
         goals.metric(name)
@@ -139,6 +138,7 @@ def check_config(config: Config) -> None:
         raise InputError(f"every objective is minimised and named once, got {', '.join(names)}: mend the list.")
     if "error" not in names:
         raise InputError("the objectives must include 'error': without it nothing would be learned; add it.")
+    catalogue.make(config.strategy, Problem(spaces.Product("", ()), config.objectives), 0)
 
 
 def _cells(shape: tuple[int, int, int], classes: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The strategies by their names, with settings that are the same for every problem."""
+"""The strategies by their names, with settings that are the same for every problem. Those of Optuna load it when one is made."""
 
 from __future__ import annotations
 
@@ -16,22 +16,36 @@ from nasopt.strategies.hybrid import Portfolio
 from nasopt.strategies.local import LocalSearch
 from nasopt.strategies.progressive import Progressive
 from nasopt.strategies.random import RandomSearch, Unseen
+from nasopt.strategies.reference import NSGA3
 from nasopt.surrogates.features import Hints
 from nasopt.trial import Problem
 
 Make: TypeAlias = Callable[[Problem, int, Sequence[Arch]], Strategy]
 """(problem, seed, architectures to ask first) -> a new strategy."""
 
+
+def _optuna(sampler: str) -> Make:
+    """A strategy that asks a sampler of Optuna."""
+    def make_it(problem: Problem, seed: int, initial: Sequence[Arch]) -> Strategy:
+        from nasopt.strategies.optuna import METHODS, OptunaSearch
+
+        return OptunaSearch(problem, seed, METHODS[sampler], initial, f"optuna-{sampler}")
+
+    return make_it
+
+
 STRATEGIES: Mapping[str, Make] = {
+    "asha": lambda problem, seed, initial: ASHA(problem, seed, initial=initial),
     "forest": lambda problem, seed, initial: BayesianOptimization(problem, seed, "forest", initial=initial),
     "gp": lambda problem, seed, initial: BayesianOptimization(problem, seed, initial=initial),
     "gp-lcb": lambda problem, seed, initial: BayesianOptimization(problem, seed, acquisition="lcb", initial=initial),
     "gp-ts": lambda problem, seed, initial: BayesianOptimization(problem, seed, acquisition="ts", initial=initial),
     "hybrid": lambda problem, seed, initial: _hybrid(problem, seed, initial, None),
-    "asha": lambda problem, seed, initial: ASHA(problem, seed, initial=initial),
     "hyperband": lambda problem, seed, initial: Hyperband(problem, seed, initial=initial),
     "local": lambda problem, seed, initial: LocalSearch(problem, seed, initial=initial),
     "nsga2": lambda problem, seed, initial: NSGA2(problem, seed, population=min(24, len(initial) or 24), initial=initial),
+    "nsga3": lambda problem, seed, initial: NSGA3(problem, seed, population=min(24, len(initial) or 24), initial=initial),
+    **{f"optuna-{sampler}": _optuna(sampler) for sampler in ("cmaes", "gp", "nsga2", "nsga3", "tpe")},
     "progressive": lambda problem, seed, initial: Progressive(problem, seed, initial=initial),
     "random": lambda problem, seed, initial: RandomSearch(problem, seed, initial),
     "rea": lambda problem, seed, initial: RegularizedEvolution(problem, seed, initial=initial),
@@ -63,7 +77,8 @@ def make(name: str, problem: Problem, seed: int, initial: Sequence[Arch] = (), h
     """A new strategy of that name; with hints, if it is one of `HINTED`.
 
     Raises:
-        InputError: there is none; the message names the nearest.
+        InputError: there is none (the message names the nearest), it does not suit the problem, or Optuna, which it needs,
+            is not installed.
     """
     if name not in STRATEGIES:
         raise unknown("strategy", name, STRATEGIES)
