@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import nasopt
-from nasopt.cli import load_config, main
+from nasopt.cli import Strategies, load_config, main
 from nasopt.errors import InputError
 from nasopt.trial import Constraint, Objective
 
@@ -248,3 +248,9 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert "Example" in capsys.readouterr().out
     assert main([]) == 2
     assert "search" in capsys.readouterr().out
+
+
+def test_the_command_line_names_every_strategy() -> None:
+    from nasopt.strategies.catalogue import STRATEGIES
+
+    assert list(get_args(Strategies)) == sorted(STRATEGIES) == list(STRATEGIES)

@@ -78,16 +78,16 @@ def _survival(n: int) -> Callable[[], object]:
     return lambda: balanced(pool, n, rng(0, 0, "complexity"))
 
 
-def _strategy(name: str, n: int) -> Callable[[], object]:
-    """`STEPS` asks and tells of a strategy that knows n trials."""
+def _strategy(name: str, steps: int, n: int) -> Callable[[], object]:
+    """So many asks and tells of a strategy that knows n trials."""
     strategy = catalogue.make(name, PROBLEM, 0)
     rows = layout(PROBLEM.space).random(rng(0, n, "complexity"), n)
     strategy.tell([_answer(Ask(k, arch)) for k, arch in enumerate(layout(PROBLEM.space).archs(rows))])
-    return partial(_run, strategy, n)
+    return partial(_run, strategy, steps, n)
 
 
-def _run(strategy: Strategy, first: int) -> None:
-    for number in range(first, first + STEPS):
+def _run(strategy: Strategy, steps: int, first: int) -> None:
+    for number in range(first, first + steps):
         strategy.tell([_answer(ask) for ask in strategy.ask(1, number)])
 
 
@@ -108,21 +108,30 @@ PARTS: Mapping[str, Part] = {
         Part("population N", octaves(64, 1024), Bound("O(N² log N)", 2, 1), Bound("O(N)", 1), _survival),
 }
 
+CONSTANT, LINEAR, SORTING = ((Bound("O(1) an ask", 0), Bound("O(T)", 1)), (Bound("O(T) an ask", 1), Bound("O(T)", 1)),
+                             (Bound("O(T log T) an ask", 1, 1), Bound("O(T)", 1)))
+PROCESS = Bound("O(T³) an ask", 3), Bound("O(T²)", 2)
+
 BOUNDS: Mapping[str, tuple[Bound, Bound]] = {
-    "local": (Bound("O(T log T) an ask", 1, 1), Bound("O(T)", 1)),
-    "nsga2": (Bound("O(1) an ask", 0), Bound("O(T)", 1)),
-    "random": (Bound("O(1) an ask", 0), Bound("O(T)", 1)),
-    "rea": (Bound("O(1) an ask", 0), Bound("O(T)", 1)),
+    "asha": SORTING, "forest": SORTING, "gp": PROCESS, "gp-lcb": PROCESS, "gp-ts": PROCESS, "hybrid": PROCESS,
+    "hyperband": SORTING, "local": SORTING, "nsga2": CONSTANT, "nsga3": CONSTANT, "optuna-cmaes": LINEAR, "optuna-gp": PROCESS,
+    "optuna-nsga2": LINEAR, "optuna-nsga3": LINEAR, "optuna-tpe": SORTING, "progressive": SORTING, "random": CONSTANT,
+    "rea": CONSTANT,
 }
 """Of the strategies of the catalogue in the number of trials T that they know, for one objective, a population of fixed size and
 a space of which little was seen: time of an ask with its tell, and space."""
 
+MODELS = ("forest", "gp", "gp-lcb", "gp-ts", "hybrid", "optuna-gp")
+"""Strategies whose asks are too dear to count many of."""
+
 
 def parts() -> dict[str, Part]:
-    """`PARTS` and every strategy of the catalogue that declares its bounds."""
-    own = {f"{name}, {STEPS} asks": Part("trials known T", octaves(64, 1024), *BOUNDS[name], partial(_strategy, name))
-           for name in catalogue.STRATEGIES if name in BOUNDS}
-    return {**PARTS, **own}
+    """`PARTS` and every strategy of the catalogue."""
+    found = dict(PARTS)
+    for name in catalogue.STRATEGIES:
+        steps, sizes = (2, octaves(16, 128)) if name in MODELS else (STEPS, octaves(64, 1024))
+        found[f"{name}, {steps} asks"] = Part("trials known T", sizes, *BOUNDS[name], partial(_strategy, name, steps))
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------------- counted
