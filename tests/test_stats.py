@@ -100,8 +100,18 @@ def test_the_bootstrap_covers() -> None:
     hits = []
     for k in range(150):
         tasks = [rng.normal(mean, 1, 25) for mean in (0.0, 1.0)]
-        found = stats.bootstrap(tasks, lambda t: float(np.mean([x.mean() for x in t])), seed=k, resamples=300)
+        found = stats.iqm_interval(tasks, seed=k, resamples=300)
         hits.append(found.low <= 0.5 <= found.high)
+    assert np.mean(hits) >= 0.88
+
+
+def test_the_probability_of_improvement_covers() -> None:
+    rng, hits = np.random.default_rng(3), []
+    for k in range(150):
+        a, b = ([rng.normal(mean, 1, 20) for _ in range(2)] for mean in (1.0, 0.0))
+        found = stats.probability_of_improvement(a, b, seed=k, resamples=300)
+        assert found.value == pytest.approx(np.mean([stats.a12(x, y) for x, y in zip(a, b, strict=True)]))
+        hits.append(found.low <= 0.7602 <= found.high)
     assert np.mean(hits) >= 0.88
 
 

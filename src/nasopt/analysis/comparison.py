@@ -131,7 +131,7 @@ class Analysis:
     @cached_property
     def typical(self) -> dict[str, dict[str, stats.Interval]]:
         """problem -> strategy -> interquartile mean over the seeds, with its bootstrap interval."""
-        return {p: {s: _iqm(v) for s, v in row.items()} for p, row in self.scores.items()}
+        return {p: {s: stats.iqm_interval([v]) for s, v in row.items()} for p, row in self.scores.items()}
 
     @cached_property
     def iqm(self) -> dict[str, stats.Interval]:
@@ -256,11 +256,6 @@ def _test(problems: int, strategies: int, tests: int, control: str) -> str:
     after = f"Holm's test against {control}" if control else "Nemenyi's test of all pairs"
     return (f"Friedman's ranks of the medians of {problems} problems, Iman and Davenport's F, and where it rejects {after}; the "
             "rows of single problems only describe.")
-
-
-def _iqm(values: Floats) -> stats.Interval:
-    """The interquartile mean of one value a seed, with its bootstrap interval."""
-    return stats.Interval(*(float(v[0]) for v in stats.iqm_band(np.asarray(values)[:, None], resamples=2000)))
 
 
 # ---------------------------------------------------------------------------------------------------------------- pairs

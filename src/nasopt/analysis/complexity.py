@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from nasopt.errors import InputError
 
@@ -56,6 +55,8 @@ def slope(sizes: Sequence[int], counts: Sequence[float], logs: int = 0, level: f
     Raises:
         InputError: fewer than 4 sizes, sizes over less than 3 octaves, or counts that are not above 0.
     """
+    from scipy import stats  # here, so that callgrind need not watch it load
+
     n, y = np.asarray(sizes, dtype=float), np.asarray(counts, dtype=float)
     if len(n) < MIN_SIZES or n.max() < n.min() * 2**MIN_OCTAVES or n.shape != y.shape or n.min() < 2 or not (y > 0).all():
         raise InputError(f"sizes {list(sizes)} with counts {list(counts)} show no exponent: give at least {MIN_SIZES} sizes from "

@@ -9,7 +9,7 @@ probability of improvement (Agarwal et al., NeurIPS 2021). scipy computes the di
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -178,8 +178,11 @@ def friedman(scores: ArrayLike, minimise: bool = True) -> Friedman:
 def nemenyi(found: Friedman) -> Floats:
     """p-values of all pairs of methods, (k, k), by the studentised range (Nemenyi 1963)."""
     k = len(found.ranks)
-    z = np.abs(found.ranks[:, None] - found.ranks[None, :]) / found.unit
-    return np.asarray(np.where(np.eye(k, dtype=bool), 1.0, stats.studentized_range.sf(z * math.sqrt(2), k, np.inf)))
+    i, j = np.triu_indices(k, 1)
+    p = np.ones((k, k))
+    z = np.abs(found.ranks[i] - found.ranks[j]) / found.unit
+    p[i, j] = p[j, i] = stats.studentized_range.sf(z * math.sqrt(2), k, np.inf)
+    return p
 
 
 def critical_difference(found: Friedman, alpha: float = 0.05) -> float:
@@ -224,30 +227,23 @@ def iqm(scores: ArrayLike) -> float:
     return float(stats.trim_mean(np.asarray(scores, dtype=float).ravel(), 0.25))
 
 
-def bootstrap(scores: Sequence[ArrayLike], statistic: Callable[[list[Floats]], float], seed: int = 0, resamples: int = 2000,
-              level: float = 0.95) -> Interval:
-    """The statistic of the scores of every task, resampled within each task (stratified).
-
-    Args:
-        scores: for every task, the values (runs,) or paired values (runs, methods), whose rows stay together.
-        statistic: of such a list.
-    """
-    tasks = [np.asarray(s, dtype=float) for s in scores]
-    _check_runs(tasks)
-    rng = seeds.rng(seed, 0, "bootstrap")
-    draws = [statistic([t[rng.integers(0, len(t), len(t))] for t in tasks]) for _ in range(resamples)]
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(statistic(tasks), float(low), float(high))
-
-
 def _check_runs(tasks: Sequence[Floats]) -> None:
     if not tasks or min(len(t) for t in tasks) < 2:
         raise InputError("a bootstrap needs at least 2 runs of every task: run more seeds.")
 
 
-def iqm_interval(scores: Sequence[ArrayLike], seed: int = 0, level: float = 0.95) -> Interval:
-    """The interquartile mean over all runs of all tasks, with its stratified bootstrap interval."""
-    return bootstrap(scores, lambda tasks: iqm(np.concatenate(tasks)), seed, level=level)
+def iqm_interval(scores: Sequence[ArrayLike], seed: int = 0, resamples: int = 2000, level: float = 0.95) -> Interval:
+    """The interquartile mean over all runs of all tasks, (runs,) each, with its stratified bootstrap interval.
+
+    Raises:
+        InputError: fewer than 2 runs of a task.
+    """
+    tasks = [np.asarray(s, dtype=float) for s in scores]
+    _check_runs(tasks)
+    rng = seeds.rng(seed, 0, "bootstrap")
+    drawn = np.concatenate([t[rng.integers(0, len(t), (resamples, len(t)))] for t in tasks], axis=1)
+    low, high = np.quantile(stats.trim_mean(drawn, 0.25, axis=1), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(iqm(np.concatenate(tasks)), float(low), float(high))
 
 
 def iqm_band(curves: ArrayLike, seed: int = 0, resamples: int = 1000, level: float = 0.95) -> tuple[Floats, Floats, Floats]:
