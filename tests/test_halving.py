@@ -100,11 +100,15 @@ def test_successive_halving_waits_for_its_rung_and_no_order_of_telling_changes_i
     one, two = (SuccessiveHalving(DIGITS, 2, width=9) for _ in range(2))
     asks = one.ask(30, 0)
     assert asks == two.ask(30, 0) and len(asks) == 9
-    one.tell([trial(a) for a in asks[:-1]])
+
+    def tied(ask: Ask) -> Trial:
+        return trial(ask, error=float(ask.number % 2))
+
+    one.tell([tied(a) for a in asks[:-1]])
     assert one.ask(1, 9) == []
-    one.tell([trial(asks[-1])])
+    one.tell([tied(asks[-1])])
     for ask in reversed(asks):
-        two.tell([trial(ask)])
+        two.tell([tied(ask)])
     assert one.ask(30, 9) == two.ask(30, 9) != []
 
 

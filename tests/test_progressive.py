@@ -10,6 +10,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from nasopt.analysis.elimination import beaten, bernstein, hoeffding, intervals
+from nasopt.benchmarks.synthetic import bad_options
 from nasopt.errors import InputError
 from nasopt.seed import rng
 from nasopt.space import Cell, Choice, Product, Repeat, canonical, everything, key, labels
@@ -262,35 +263,26 @@ def test_the_certificate_says_what_it_says() -> None:
 
 
 def test_bad_options_cost_fewer_queries_than_random_search_pays_for_them() -> None:
-    """Three choices of two options, one of each bad, and five of four: 8,192 architectures, one optimum. The space that is left
-    holds it."""
-    vital, minor = 3, 5
-    space = Product("", [*[Choice(f"v{k}", ("good", "bad")) for k in range(vital)],
-                         *[Choice(f"m{k}", "0123") for k in range(minor)]])
-    problem = Problem(space, ONE)
-
-    def loss(ask: Ask) -> float:
-        values = list(ask.arch.values())
-        return 0.3 * sum(values[:vital]) + 0.1 * sum(values[vital:]) / (3 * minor)
+    """8,192 architectures, one optimum; the space that is left holds it."""
+    toy = bad_options()
 
     def queries(search: Progressive | RandomSearch) -> int:
         for number in range(8192):
             (ask,) = search.ask(1, number)
-            search.tell([Trial(ask, {"error": loss(ask)}, 0.0)])
-            if loss(ask) == 0:
+            search.tell([Trial(ask, toy(ask), 0.0)])
+            if toy(ask)["error"] == 0:
                 return number + 1
         raise AssertionError
 
-    searches = [Progressive(problem, seed, steps=[], exploit=0.0) for seed in range(5)]
+    searches = [Progressive(toy.problem, seed, steps=[], exploit=0.0) for seed in range(5)]
     needed = [queries(search) for search in searches]
-    random = [queries(RandomSearch(problem, seed)) for seed in range(5)]
+    random = [queries(RandomSearch(toy.problem, seed)) for seed in range(5)]
     assert np.median(needed) < 0.6 * np.median(random)
     long = searches[0]
-    run_more = [*long.ask(1500, 8192)]
-    long.tell([Trial(a, {"error": loss(a)}, 0.0) for a in run_more])
+    long.tell([Trial(ask, toy(ask), 0.0) for ask in long.ask(1500, 8192)])
     left = long.certificate().left
-    assert [left[f"v{k}"] for k in range(vital)] == [("good",)] * vital and all("0" in left[f"m{k}"] for k in range(minor))
-    mutants = [queries(Progressive(problem, seed, steps=[], exploit=0.7)) for seed in range(3)]
+    assert [left[f"vital{k}"] for k in range(3)] == [("good",)] * 3 and all("0" in left[f"minor{k}"] for k in range(5))
+    mutants = [queries(Progressive(toy.problem, seed, steps=[], exploit=0.7)) for seed in range(3)]
     assert np.median(mutants) < np.median(needed)
 
 

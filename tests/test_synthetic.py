@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nasopt.benchmarks.synthetic import Synthetic, dtlz2, lotz, one_min_max
+from nasopt.benchmarks.synthetic import Synthetic, bad_options, dtlz2, lotz, one_min_max
 from nasopt.errors import InputError
 from nasopt.space import everything, size
 from nasopt.trial import Ask, nondominated
@@ -17,7 +17,7 @@ def all_values(s: Synthetic) -> np.ndarray:
 
 @pytest.mark.parametrize(("s", "points"), [
     (one_min_max(6), 7), (one_min_max(6, 3), 16), (one_min_max(8, 4), 25), (one_min_max(6, 6), 27), (lotz(7), 8),
-    (dtlz2(4, 5, 3), 21), (dtlz2(3, 5, 2), 5), (dtlz2(2, 7, 3), 43)])
+    (dtlz2(4, 5, 3), 21), (dtlz2(3, 5, 2), 5), (dtlz2(2, 7, 3), 43), (bad_options(2, 3), 1)])
 def test_front_equals_enumeration(s: Synthetic, points: int) -> None:
     values = all_values(s)
     assert len(values) == size(s.problem.space)
@@ -43,6 +43,13 @@ def test_dtlz2_is_the_published_formula() -> None:
     expected = (1 + g) * np.array([np.cos(a) * np.cos(b), np.cos(a) * np.sin(b), np.sin(a)])
     assert np.allclose([found[f"f{k}"] for k in range(3)], expected, atol=1e-12)
     assert np.allclose(np.linalg.norm(s.front, axis=1), 1, atol=1e-11)
+
+
+def test_bad_options_by_hand() -> None:
+    arch = {"vital0": 1, "vital1": 0, "minor0": 3, "minor1": 0, "minor2": 0}
+    assert bad_options(2, 3)(Ask(0, arch))["error"] == pytest.approx(0.45 + 0.1 / 3)
+    with pytest.raises(InputError, match="at least 1 of each"):
+        bad_options(0, 3)
 
 
 @pytest.mark.parametrize("make", [lambda: one_min_max(7, 3), lambda: one_min_max(8, 5), lambda: one_min_max(0),

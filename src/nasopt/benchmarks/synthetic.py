@@ -138,6 +138,25 @@ def dtlz2(variables: int = 10, levels: int = 11, objectives: int = 3) -> Synthet
                      _sorted(measure(np.column_stack([positions, middle]))))
 
 
+def bad_options(vital: int = 3, minor: int = 5) -> Synthetic:
+    """A loss in [0, 1] that some options spoil: 0.9 times the share of the ``vital`` choices (good, bad) that are bad, plus 0.1
+    times the mean of the ``minor`` ones (0 to 3) over 3. One optimum, of loss 0: the first option everywhere.
+
+    Raises:
+        InputError: fewer than 1 choice of a kind.
+    """
+    if vital < 1 or minor < 1:
+        raise InputError(f"{vital} vital and {minor} minor choices: give at least 1 of each.")
+
+    def measure(rows: Rows) -> Floats:
+        return np.asarray(0.9 * rows[:, :vital].mean(axis=1) + 0.1 * rows[:, vital:].mean(axis=1) / 3)[:, None]
+
+    space = Product("", [*[Choice(f"vital{k}", ("good", "bad")) for k in range(vital)],
+                         *[Choice(f"minor{k}", "0123") for k in range(minor)]])
+    return Synthetic(f"bad options, {vital} vital and {minor} minor choices", Problem(space, (Objective("error"),)), measure,
+                     np.zeros((1, 1)))
+
+
 @dataclass(frozen=True)
 class LowFidelity:
     """A synthetic problem whose values below full fidelity are wrong, as short trainings are; at fidelity 1 they are exact.
