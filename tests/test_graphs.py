@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import permutations, product
 
 import numpy as np
@@ -11,6 +12,10 @@ from hypothesis import strategies as st
 
 from nasopt import graphs
 from nasopt.space import Arch, Choice, Graph, Product, canonical, check, encode, everything, key, layout, mutate, plain, size
+from nasopt.strategies.aging import RegularizedEvolution
+from nasopt.strategies.local import LocalSearch
+from nasopt.strategies.random import RandomSearch
+from nasopt.trial import Objective, Problem, Trial
 
 seeds = st.integers(0, 2**31)
 
@@ -189,3 +194,14 @@ def test_graphs_below_a_choice_are_silent_and_valid() -> None:
     assert (woken[:, 0] == 1).all() and lay.valid(woken).all()
     assert canonical(space, {"kind": 0}) == {"kind": 0}
     assert encode(space, [{"kind": 0}]).sum() == 1
+
+
+@pytest.mark.parametrize("make", [RandomSearch, LocalSearch, RegularizedEvolution])
+def test_every_network_of_a_graph_space_is_asked_exactly_once(make: Callable[[Problem, int], RandomSearch]) -> None:
+    space = Graph("", 4, "ab", 4)
+    networks = {key(canonical(space, arch)) for arch in everything(space)}
+    strategy, asked = make(Problem(space, (Objective("error"),)), 0), list[str]()
+    while asks := strategy.ask(7, len(asked)):
+        asked += [key(ask.arch) for ask in asks]
+        strategy.tell([Trial(ask, {"error": float(ask.number % 5)}, 0.0) for ask in asks])
+    assert len(asked) == len(networks) and set(asked) == networks

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nasopt import space
+from nasopt import graphs, space
 from nasopt.benchmarks import tables
 from nasopt.benchmarks.tables import Lookup, Table
 from nasopt.errors import InputError
 from nasopt.run.search import EXHAUSTED, Budget, search
-from nasopt.space import Cell, Choice, Product
+from nasopt.space import Cell, Choice, Graph, Product
 from nasopt.spaces import nb201
 from nasopt.strategies.random import RandomSearch
 from nasopt.trial import Ask, Constraint
@@ -63,6 +63,9 @@ def test_a_damaged_table_is_told(tmp_path: Path) -> None:
     refused(own(tmp_path / "d.npz", space="[]"), "does not describe")
     np.savez(tmp_path / "e.npz", space=np.array([{}], dtype=object))
     refused(tmp_path / "e.npz", "damaged")
+    np.savez(tmp_path / "nb101.npz", **{k: np.zeros(1) for k in ("num_vertices", "adj_bits", "adj_bit_pos", "test108_mean",
+                                                                 "test108_denominator")}, ops=np.zeros((1, 4)), op_names=[b"x"])
+    refused(tmp_path / "nb101.npz", "not that of NAS-Bench-101")
     np.savez(tmp_path / "nb201.npz", ops=np.zeros((3, 6)), op_names=np.array([b"x"]), test200_c10=np.zeros(3))
     refused(tmp_path / "nb201.npz", "not that of NAS-Bench-201")
 
@@ -79,6 +82,45 @@ def test_what_a_table_does_not_hold(tmp_path: Path) -> None:
         table.problem(["error"], [Constraint("energy", 0.5)])
     with pytest.raises(InputError, match="together"):
         table.problem(["error"], [Constraint("energy", 1.0), Constraint("error", 0.5)])
+
+
+def test_isomorphic_graphs_are_one_row_of_a_table(tmp_path: Path) -> None:
+    """0 -> 1 -> 3 with 2 dead, and 0 -> 2 -> 3 with 1 dead, are one network if their one operation is the same."""
+    shape = Product("", [Choice("width", ("8", "16")), Graph("g", 4, ("conv", "pool"), 4)])
+    left, right = [1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 1]
+    rows = np.array([[0, *left, 0, 0], [1, *left, 0, 0], [0, *left, 1, 0], [0, *right, 1, 0]])
+    table = tables.load(own(tmp_path / "mine.npz", space=json.dumps(space.to_json(shape)), archs=rows))
+    lay = space.layout(shape)
+    moved = np.array([[0, *right, 1, 0], [1, *right, 0, 0], [0, *right, 0, 1], [0, *left, 0, 1]])
+    assert [table.row(arch) for arch in lay.archs(moved)] == [0, 1, 2, 0]
+    assert table.representative.tolist() == [True, True, True, False], "the first counts"
+    with pytest.raises(InputError, match="does not hold"):
+        table.row(lay.archs(np.array([[1, *left, 1, 0]]))[0])
+
+
+@needs_tables
+def test_nasbench101() -> None:
+    table = tables.load(FOLDER / "nb101")
+    raw = np.load(FOLDER / "nb101.npz", allow_pickle=False)
+    lay, accuracy = space.layout(table.space), table.column("test108").values
+    assert np.array_equal(accuracy, 100 * raw["test108_mean"].astype(float) / 29952)
+    assert (accuracy.argmax(), round(accuracy.max(), 4)) == (4789, 94.3176)
+    assert lay.valid(table.archs).all()
+    assert table.representative.all(), "423,624 different hashes, and every one is found"
+    rng = np.random.default_rng(0)
+    drawn = lay.random(rng, 1000)
+    places = np.array([table.row(arch) for arch in lay.archs(drawn)])
+    (w,) = lay.graphs
+    assert [table.row(arch) for arch in lay.archs(lay.canonical(drawn))] == places.tolist()
+    live = graphs.alive(w.wires(drawn))
+    assert (live.sum(axis=1) == raw["num_vertices"][places]).all()
+    used = [sorted(row[on].tolist()) for row, on in zip(drawn[:, w.ops], live[:, 1:-1], strict=True)]
+    own = [sorted(int(o) for o in row if o >= 0) for row in raw["ops"][places]]
+    assert used == own, "the operations are numbered as in the file"
+    chain = {**dict.fromkeys((g.path for g in lay.genes), 0), "0-3": 1, "3-6": 1, "op3": 2}
+    pool = table.row(chain)
+    assert (raw["num_vertices"][pool], raw["ops"][pool].tolist(), raw["adj_bits"][pool].item()) == (3, [2, -1, -1, -1, -1], 65)
+    assert np.isfinite(table.column("energy_kwh").values).sum() == 4310
 
 
 @pytest.fixture(scope="module")

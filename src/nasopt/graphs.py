@@ -20,13 +20,19 @@ Ops: TypeAlias = NDArray[np.int64]
 Hashes: TypeAlias = NDArray[np.uint64]
 
 INTO, OUT = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)
-"""Any two odd constants: what tells a vertex's sources from its targets."""
+"""Any two odd numbers: the weights of a vertex's sources and of its targets."""
 
 
 # ----------------------------------------------------------------------------------------------------------------- edges
+@lru_cache(maxsize=64)
+def _ends(nodes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The targets and the sources of all edges, by target, then by source."""
+    return np.tril_indices(nodes, -1)
+
+
 def wires_of(flags: NDArray[np.integer], nodes: int) -> Wires:
     """Wires of rows of 0 and 1, (n, v(v-1)/2), whose columns are the edges by target, then by source."""
-    target, source = np.tril_indices(nodes, -1)
+    target, source = _ends(nodes)
     wires = np.zeros((len(flags), nodes, nodes), dtype=bool)
     wires[:, source, target] = flags
     return wires
@@ -34,7 +40,7 @@ def wires_of(flags: NDArray[np.integer], nodes: int) -> Wires:
 
 def flags_of(wires: Wires) -> NDArray[np.int64]:
     """The inverse of `wires_of`."""
-    target, source = np.tril_indices(wires.shape[1], -1)
+    target, source = _ends(wires.shape[1])
     return wires[:, source, target].astype(np.int64)
 
 
@@ -122,13 +128,10 @@ def _start(ops: Ops, live: NDArray[np.bool_], depth: Ops) -> Hashes:
 
 def _refine(wires: Wires, colour: Hashes) -> Hashes:
     """Colour refinement (Weisfeiler & Leman, 1968): every vertex takes in the colours of its sources and of its targets, in as
-    many rounds as classes can split and one more that lets all know."""
-    out = wires.astype(np.uint64)
-    into = np.ascontiguousarray(out.transpose(0, 2, 1))
+    many rounds as classes can split and one more that lets all know. Colours are hashes, so that sums stand for multisets."""
+    weights = wires.transpose(0, 2, 1) * INTO + wires * OUT
     for _ in range(wires.shape[1] - 1):
-        sources = np.matmul(into, mix(colour ^ INTO)[:, :, None])[:, :, 0]
-        targets = np.matmul(out, mix(colour ^ OUT)[:, :, None])[:, :, 0]
-        colour = mix(mix(colour + sources) + targets)
+        colour = mix(colour + np.matmul(weights, colour[:, :, None])[:, :, 0])
     return colour
 
 
@@ -157,7 +160,8 @@ def canonical(wires: Wires, ops: Ops) -> tuple[Wires, Ops]:
             break
         some = colour[rows]
         first = np.where(tied[rows], some, np.iinfo(np.uint64).max).argmin(axis=1)
-        some[np.arange(len(rows)), first] ^= INTO
+        each = np.arange(len(rows))
+        some[each, first] = mix(some[each, first])
         colour[rows] = _refine(wires[rows], some)
     depth[~live] = wires.shape[1]
     depth[:, 0], depth[:, -1] = 0, wires.shape[1] + 1

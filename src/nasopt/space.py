@@ -307,7 +307,10 @@ class Layout:
         """Which columns are active in which row, shape (n, columns)."""
         on = np.ones(rows.shape, dtype=bool)
         for k, g in enumerate(self.genes):
-            if g.parent >= 0:
+            before = self.genes[k - 1]
+            if g.parent >= 0 and (before.parent, before.when) == (g.parent, g.when):
+                on[:, k] = on[:, k - 1]
+            elif g.parent >= 0:
                 on[:, k] = on[:, g.parent] & np.isin(rows[:, g.parent], list(g.when))
         return on
 
@@ -345,10 +348,10 @@ class Layout:
 
     def canonical(self, rows: Rows) -> Rows:
         """The rows of `space.canonical`, silenced."""
-        rows = self.silence(rows)
-        if not self.cells and not self.graphs:
-            return rows
-        rows, on = rows.copy(), self.active(rows)
+        if not len(rows) or not (self.cells or self.graphs):
+            return self.silence(rows)
+        on = self.active(rows)
+        rows = np.where(on, rows, self.first)
         for cell, columns in self.cells:
             here = np.ix_(np.flatnonzero(on[:, columns[0]]), np.array(columns))
             rows[here] = np.array([_canonical_cell(cell, tuple(ops)) for ops in rows[here].tolist()]).reshape(rows[here].shape)

@@ -21,13 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nasopt import graphs
 from nasopt import space as spaces
 from nasopt.errors import InputError, unknown
-from nasopt.space import Arch, Choice, Product, Rows, Space
+from nasopt.space import Arch, Choice, Graph, Layout, Product, Space
 from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem, nondominated
 
 Floats = NDArray[np.float64]
 Arrays = Mapping[str, NDArray[Any]]
+
+CHUNK = 8192
+"""Architectures that are named together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,24 +45,33 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Architectures and what was measured of them.
+    """Architectures and what was measured of them. Of several that differ in isomorphic graphs alone, and of equal ones, the
+    first counts.
 
     Attributes:
         name: what it is called in results.
         space: where they are from; it may hold more than the table does.
-        archs: the architectures as rows of the space's layout, (n, columns).
+        archs: the architectures as rows of the space's layout, (n, columns), of any integer type.
         columns: what is known of them.
     """
 
     name: str
     space: Space
-    archs: Rows
+    archs: NDArray[np.signedinteger[Any]]
     columns: Mapping[str, Column]
-    _place: dict[bytes, int] = field(init=False, repr=False)
+    _names: graphs.Hashes = field(init=False, repr=False)
+    _order: NDArray[np.int64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        rows = np.ascontiguousarray(spaces.layout(self.space).silence(self.archs))
-        object.__setattr__(self, "_place", {row.tobytes(): k for k, row in reversed(list(enumerate(rows)))})
+        names = _names(spaces.layout(self.space), self.archs)
+        object.__setattr__(self, "_names", names)
+        object.__setattr__(self, "_order", names.argsort(kind="stable"))
+
+    def _find(self, names: graphs.Hashes) -> NDArray[np.int64]:
+        """The places of architectures by their names, (n,); -1: the table does not hold them."""
+        at = np.searchsorted(self._names, names, sorter=self._order)
+        places = self._order[np.minimum(at, len(self._order) - 1)]
+        return np.where(self._names[places] == names, places, -1)
 
     def row(self, arch: Arch) -> int:
         """The place of an architecture.
@@ -66,11 +79,12 @@ class Table:
         Raises:
             InputError: the table does not hold it.
         """
-        try:
-            return self._place[spaces.layout(self.space).rows([arch])[0].tobytes()]
-        except KeyError:
+        lay = spaces.layout(self.space)
+        place = int(self._find(_names(lay, lay.rows([arch])))[0])
+        if place < 0:
             raise InputError(f"{self.name} does not hold the architecture {spaces.labels(self.space, arch)}: "
-                             "search among those that it holds.") from None
+                             "search among those that it holds.")
+        return place
 
     def column(self, name: str) -> Column:
         """A column by its name.
@@ -117,11 +131,25 @@ class Table:
 
     @property
     def representative(self) -> NDArray[np.bool_]:
-        """Which architectures are their own canonical form, (n,)."""
+        """Which architectures are found under their canonical form, (n,)."""
         lay = spaces.layout(self.space)
-        if not lay.cells:
-            return np.ones(len(self.archs), dtype=bool)
-        return np.array([spaces.key(spaces.canonical(self.space, a)) == spaces.key(a) for a in lay.archs(self.archs)])
+        names = _names(lay, lay.canonical(self.archs.astype(np.int64))) if lay.cells else self._names  # graphs have one name each
+        return np.asarray(self._find(names) == np.arange(len(names)))
+
+
+def _names(layout: Layout, rows: NDArray[np.signedinteger[Any]]) -> graphs.Hashes:
+    """A 64-bit hash of every architecture, (n,), of its graphs' isomorphism classes and all other options."""
+    names = np.empty(len(rows), dtype=np.uint64)
+    inside = [k for w in layout.graphs for k in w.edges + w.ops]
+    rest = [k for k in range(len(layout.genes)) if k not in inside]
+    for start in range(0, len(rows), CHUNK):
+        some = layout.silence(rows[start:start + CHUNK].astype(np.int64))
+        parts = [*some[:, rest].astype(np.uint64).T, *(graphs.hashes(w.wires(some), some[:, w.ops]) for w in layout.graphs)]
+        name = np.zeros(len(some), dtype=np.uint64)
+        for part in parts:
+            name = graphs.mix(name ^ part)
+        names[start:start + CHUNK] = name
+    return names
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,6 +284,32 @@ def _nb201(path: Path) -> Table:
     return Table("nb201", SPACE, rows.astype(np.int64), columns)
 
 
+NB101 = Graph("", 7, ("conv3x3-bn-relu", "conv1x1-bn-relu", "maxpool3x3"), 9)
+"""The space of NAS-Bench-101 (Ying et al., ICML 2019): 423,624 networks."""
+
+
+def _nb101(path: Path) -> Table:
+    """``test108`` is the mean accuracy of three trainings of 108 epochs on the **test** images: a search that sees it is an
+    oracle and only to be compared with others that do."""
+    found = arrays(path, ("num_vertices", "adj_bits", "adj_bit_pos", "ops", "op_names", "test108_mean", "test108_denominator"))
+    n, nodes = len(found["ops"]), NB101.nodes
+    own = [name.decode() for name in found["op_names"]]
+    if sorted(own) != sorted(NB101.operations) or found["ops"].shape != (n, nodes - 2) or found["adj_bits"].shape != (n,):
+        raise InputError(f"table {str(path)!r} is not that of NAS-Bench-101: get it again.")
+    wires = np.zeros((n, nodes, nodes), dtype=bool)
+    for bit, (i, j) in enumerate(found["adj_bit_pos"]):
+        last = found["num_vertices"] - 1 == j  # a smaller cell's output becomes the last vertex
+        wires[np.arange(n), i, np.where(last, nodes - 1, j)] |= (found["adj_bits"] >> bit & 1).astype(bool)
+    ops = np.array([NB101.operations.index(name) for name in own])[np.maximum(found["ops"], 0)]
+    columns = {"test108": Column(100.0 * found["test108_mean"] / found["test108_denominator"], "%", minimise=False)}
+    columns |= _columns(path, found, n, ["params"]) | _columns(path, found, n, ["macs_m"], "M")
+    if (beside := path.with_name("nb101_energy_ec.npz")).is_file():
+        energy, measured = np.full(n, np.nan), arrays(beside, ("nb101_index", "energy_kwh"))
+        energy[measured["nb101_index"]] = measured["energy_kwh"]
+        columns["energy_kwh"] = Column(energy, "kWh")
+    return Table("nb101", NB101, np.hstack([graphs.flags_of(wires), ops]).astype(np.int8), columns)
+
+
 def _beside(path: Path, n: int, kind: Callable[[str], tuple[str, bool]]) -> dict[str, Column]:
     """Columns of a file that has the rows of another table."""
     found, columns = arrays(path), dict[str, Column]()
@@ -291,6 +345,8 @@ def _fbnet(path: Path) -> Table:
                  _columns(path, found, len(rows), [k for k in found if k not in ("arch", "op_names")], "ms"))
 
 
-KNOWN: Mapping[str, Callable[[Path], Table]] = {"nb201": _nb201, "nbmacro_c10": _nbmacro, "fbnet_latency": _fbnet}
-"""Published tables by the stem of their file: NAS-Bench-201 with the hardware columns of HW-NAS-Bench, HELP and LatBench and the
+KNOWN: Mapping[str, Callable[[Path], Table]] = {"nb101": _nb101, "nb201": _nb201, "nbmacro_c10": _nbmacro,
+                                                "fbnet_latency": _fbnet}
+"""Published tables by the stem of their file: NAS-Bench-101 (test accuracies only) with the training energies of EC-NAS (ICASSP
+2024; 4,310 networks) if they lie beside it, NAS-Bench-201 with the hardware columns of HW-NAS-Bench, HELP and LatBench and the
 zero-cost proxies that lie beside it, NAS-Bench-Macro, and the latencies of FBNet's space."""

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from nasopt.protocols import Strategy
 from nasopt.seed import integer, rng
-from nasopt.space import Cell, Choice, Product, Repeat, Space, check, everything, key, sample
+from nasopt.space import Cell, Choice, Graph, Product, Repeat, Space, check, everything, key, sample
 from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem, Trial
 
 Make: TypeAlias = Callable[[Problem, int], Strategy]
@@ -22,14 +22,16 @@ LIMIT = 2000
 
 
 def example_spaces() -> dict[str, Space]:
-    """One space of every kind: flat, conditional, and with cells that `canonical` merges."""
+    """One space of every kind: flat, conditional, and with cells or graphs that `canonical` merges."""
     flat = Product("", [Choice(f"c{i}", ("a", "b", "c", "d")) for i in range(6)])
     conditional = Product("", [
         Choice("head", {"linear": None, "mlp": Choice("width", ("32", "64", "128"))}),
         Repeat("stage", Product("", [Choice("kernel", ("3", "5")), Choice("expand", ("1", "4", "6"))]), (1, 2, 3))])
     cells = Product("", [Choice("width", ("16", "32")),
                          Cell("cell", 4, ("none", "skip", "conv"), none="none", skip="skip")])
-    return {"flat": flat, "conditional": conditional, "cells": cells}
+    graphs = Product("", [Choice("width", ("16", "32", "64")),
+                          Choice("block", {"plain": None, "graph": Graph("", 5, ("conv", "pool", "skip"), 6)})])
+    return {"flat": flat, "conditional": conditional, "cells": cells, "graphs": graphs}
 
 
 def metrics_of(problem: Problem, ask: Ask) -> dict[str, float]:
@@ -55,7 +57,7 @@ def check_strategy(make: Make, problem: Problem | None = None) -> None:
     Args:
         make: builds the strategy under test.
         problem: what to test on, for strategies that need a certain space (at least 40 architectures); None: a flat, a
-            conditional and a cell space, the last with a constraint.
+            conditional, a cell (with a constraint) and a graph space.
 
     Raises:
         AssertionError: a check failed; the message says which and how.
