@@ -11,7 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nasopt import graphs
-from nasopt.space import Arch, Choice, Graph, Product, canonical, check, encode, everything, key, layout, mutate, plain, size
+from nasopt.space import (
+    Arch,
+    Choice,
+    Graph,
+    Product,
+    canonical,
+    check,
+    encode,
+    everything,
+    key,
+    layout,
+    mutate,
+    neighbours,
+    plain,
+    size,
+)
 from nasopt.strategies.aging import RegularizedEvolution
 from nasopt.strategies.local import LocalSearch
 from nasopt.strategies.random import RandomSearch
@@ -155,6 +170,14 @@ def test_mutations_of_canonical_forms_reach_every_network() -> None:
     assert seen == networks
 
 
+def test_a_mutation_without_a_rate_changes_one_choice_of_what_is_alive() -> None:
+    lay = layout(Graph("", 5, "abc", 10))
+    rng = np.random.default_rng(0)
+    rows = lay.random(rng, 600)
+    rows = rows[graphs.alive(lay.graphs[0].wires(rows)).all(axis=1)]
+    assert len(rows) > 50 and ((lay.vary(rows, rng, 0.0) != rows).sum(axis=1) == 1).all()
+
+
 def test_a_change_where_no_single_one_is_valid() -> None:
     """0 -> 1 -> 2 has all edges that are allowed, and no other operation."""
     space = Graph("", 3, "a", 2)
@@ -192,6 +215,7 @@ def test_graphs_below_a_choice_are_silent_and_valid() -> None:
     (silent,) = lay.rows([{"kind": 0}])
     woken = lay.vary(np.tile(silent, (50, 1)), np.random.default_rng(0))
     assert (woken[:, 0] == 1).all() and lay.valid(woken).all()
+    assert list(neighbours(space, {"kind": 0})) == [list(everything(space))[1]]
     assert canonical(space, {"kind": 0}) == {"kind": 0}
     assert encode(space, [{"kind": 0}]).sum() == 1
 
@@ -200,6 +224,8 @@ def test_graphs_below_a_choice_are_silent_and_valid() -> None:
 def test_every_network_of_a_graph_space_is_asked_exactly_once(make: Callable[[Problem, int], RandomSearch]) -> None:
     space = Graph("", 4, "ab", 4)
     networks = {key(canonical(space, arch)) for arch in everything(space)}
+    rows = layout(space).rows(list(everything(space)))
+    assert len(networks) == len({str(name(w, o)) for w, o in zip(graphs.wires_of(rows[:, :6], 4), rows[:, 6:], strict=True)})
     strategy, asked = make(Problem(space, (Objective("error"),)), 0), list[str]()
     while asks := strategy.ask(7, len(asked)):
         asked += [key(ask.arch) for ask in asks]
