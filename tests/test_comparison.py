@@ -195,6 +195,7 @@ def test_what_cannot_be_compared() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- error rates
+@pytest.mark.slow
 @pytest.mark.parametrize(("problems", "strategies", "seeds", "runs"), [(1, 2, 20, 2000), (1, 4, 10, 500), (3, 2, 10, 500)])
 def test_false_claims_are_rare(problems: int, strategies: int, seeds: int, runs: int) -> None:
     """Of identical strategies 5 % (±1 % over 2,000 simulations) of single tests claim a difference; corrected families of tests
@@ -212,6 +213,7 @@ def test_false_claims_over_many_problems_are_rare() -> None:
     assert all(r.winners == () for r in stopped)
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_shift_covers() -> None:
     def covered(found: Analysis) -> bool:
         return found.pairs[0].low <= -0.5 <= found.pairs[0].high

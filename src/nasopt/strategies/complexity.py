@@ -99,13 +99,13 @@ def _answer(ask: Ask) -> Trial:
 # ------------------------------------------------------------------------------------------------------------- declared
 PARTS: Mapping[str, Part] = {
     "non-dominated sort, M = 3":
-        Part("points N, a chain", octaves(64, 1024), Bound("O(N² log N)", 2, 1), Bound("O(N)", 1), _sort),
+        Part("points N, a chain", octaves(128, 2048), Bound("O(N² log N)", 2, 1), Bound("O(N)", 1), _sort),
     "archive, one insertion, M = 3":
-        Part("points n", octaves(128, 2048), Bound("O(n log n)", 1, 1), Bound("O(n)", 1), _archive),
+        Part("points n", octaves(512, 8192), Bound("O(n log n)", 1, 1), Bound("O(n)", 1), _archive),
     "hypervolume, M = 3":
-        Part("points n", octaves(128, 2048), Bound("O(n log n)", 1, 1), Bound("O(n)", 1), _hypervolume),
+        Part("points n", octaves(512, 8192), Bound("O(n log n)", 1, 1), Bound("O(n)", 1), _hypervolume),
     "balanced survival, M = 3":
-        Part("population N", octaves(64, 1024), Bound("O(N² log N)", 2, 1), Bound("O(N)", 1), _survival),
+        Part("population N", octaves(256, 4096), Bound("O(N² log N)", 2, 1), Bound("O(N)", 1), _survival),
 }
 
 CONSTANT, LINEAR, SORTING = ((Bound("O(1) an ask", 0), Bound("O(T)", 1)), (Bound("O(T) an ask", 1), Bound("O(T)", 1)),
