@@ -299,6 +299,18 @@ def test_the_search_ends_when_what_is_left_was_evaluated() -> None:
     assert make("progressive", problem, 0, [dict.fromkeys(asks[0].arch, 4)]).ask(1, 0)[0].arch == dict.fromkeys(asks[0].arch, 4)
 
 
+def test_a_step_ends_after_its_draws() -> None:
+    space = Repeat("r", Choice("k", [str(v) for v in range(30)]), (1, 2, 3, 4))
+    search = Progressive(Problem(space, ONE), 0, draws=12, pilot=2, exploit=0.0)
+    copies = [len(a.arch) - 1 for a in run(search, 60, lambda a: Trial(a, {"error": a.number % 7.0}, 0.0))]
+    assert max(copies[:12]) == 2 and max(copies[12:30]) == 4
+
+
+def test_the_last_network_is_found_by_a_scan() -> None:
+    problem = Problem(Choice("x", [str(v) for v in range(400)]), ONE)
+    assert len(run(Progressive(problem, 0, exploit=0.0), 500, lambda a: Trial(a, {"error": 0.5}, 0.0))) == 400
+
+
 @pytest.mark.parametrize(("more", "match"), [
     ({"draws": 0}, "at least 1 draw"), ({"pilot": 1}, "2 for the pilot"), ({"delta": 1.0}, "below 1"),
     ({"exploit": 1.0}, "below 1"), ({"gamma": -0.1}, "below 1"), ({"bounds": {}}, "lack the objective 'error'"),
