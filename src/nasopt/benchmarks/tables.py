@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from nasopt import graphs
 from nasopt import space as spaces
 from nasopt.errors import InputError, unknown
-from nasopt.space import Arch, Choice, Graph, Layout, Product, Space
+from nasopt.space import Arch, Choice, Graph, Layout, Product, Rows, Space
 from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem, nondominated
 
 Floats = NDArray[np.float64]
@@ -85,6 +85,21 @@ class Table:
             raise InputError(f"{self.name} does not hold the architecture {spaces.labels(self.space, arch)}: "
                              "search among those that it holds.")
         return place
+
+    def hints(self, names: Sequence[str]) -> Callable[[Rows], Floats]:
+        """The named columns of rows of the space's layout, (n, names), for strategies that know them beforehand; NaN where the
+        table does not hold an architecture.
+
+        Raises:
+            InputError: an unknown column.
+        """
+        lay, values = spaces.layout(self.space), np.stack([self.column(name).values for name in names], axis=1)
+
+        def look(rows: Rows) -> Floats:
+            places = self._find(_names(lay, rows))
+            return np.where(places[:, None] < 0, np.nan, values[places])
+
+        return look
 
     def column(self, name: str) -> Column:
         """A column by its name.
