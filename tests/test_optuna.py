@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -209,11 +210,16 @@ def test_initial_architectures_come_first(name: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- manners
-def test_the_verbosity_stays_the_users(capfd: pytest.CaptureFixture[str]) -> None:
-    before = optuna.logging.get_verbosity()
+def test_the_verbosity_stays_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = optuna.logging.get_verbosity(), list[logging.LogRecord]()
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", seen.append)
+    monkeypatch.setattr(logging.getLogger("optuna"), "handlers", [handler])
     drive(of("cmaes")(Problem(FLAT, ONE), 0), 8, lambda a: {"error": wrong(a)})
     assert optuna.logging.get_verbosity() == before
-    assert capfd.readouterr() == ("", "")
+    assert seen == []
+    optuna.create_study()
+    assert len(seen) == 1, "the probe works"
 
 
 def test_one_objective_for_those_that_know_no_more() -> None:
