@@ -209,6 +209,12 @@ def test_initial_architectures_come_first(name: str) -> None:
     assert asks[0].by == f"optuna-{name}"
 
 
+@pytest.mark.parametrize("name", ["nsga2", "nsga3", "optuna-nsga2"])
+def test_one_initial_architecture_is_enough(name: str) -> None:
+    arch = sample(FLAT, np.random.default_rng(0))
+    assert catalogue.make(name, Problem(FLAT, ONE), 0, [arch]).ask(1, 0)[0].arch == arch
+
+
 # --------------------------------------------------------------------------------------------------------- manners
 def test_the_verbosity_stays_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     before, seen = optuna.logging.get_verbosity(), list[logging.LogRecord]()
