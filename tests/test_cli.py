@@ -189,7 +189,7 @@ def test_a_defect_is_not_hidden(job: Job) -> None:
 @pytest.mark.parametrize(("argv", "part"), [
     (["serch"], "serch"), (["search", "--budgett", "3s"], "--budget"), (["search", "--seed", "-1"], "'--seed'"),
     (["search", "--trials", "0"], "'--trials'"), (["search", "--space", "darts"], "'cells', 'nb201'"),
-    (["search", "--strategy", "x"], "'nsga2', 'random'"), (["search", "--budget", "0"], "duration '0'"),
+    (["search", "--strategy", "x"], "'nsga2', 'nsga3'"), (["search", "--budget", "0"], "duration '0'"),
     (["search", "--budget", ""], "duration ''"), (["search", "--objectives", ""], "name no metric"),
     (["search", "--constraint", "latncy<=2ms"], "did you mean 'latency'"), (["resume"], "RUN"),
     (["export", "r", "1", "--format", "tf", "--to", "f"], "'onnx', 'torch'"), (["export", "r", "1"], "--to"),

@@ -207,6 +207,34 @@ def export(
     typer.echo(job.export(run, network, kind, to))
 
 
+TUNE_EPILOG = """Examples:
+
+nasopt tune runs/digits 3fa9
+
+nasopt tune runs/digits 3fa9 --budget 20m --objectives error,seconds
+"""
+
+
+@app.command(epilog=TUNE_EPILOG)
+def tune(
+    run: RunFolder,
+    network: Annotated[str, typer.Argument(metavar="ID", help="A trained network, as the search's table and the report name "
+                                                              "it.")],
+    budget: Annotated[str, typer.Option(metavar="TIME", help="Time for everything: 90s, 30m, 1h30m.")] = "5m",
+    trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="Train at most this many times.")] = None,
+    objectives: Annotated[str, typer.Option(help="What to minimise, with commas: error (validation), seconds (of the "
+                                                 "training).")] = "error",
+    quiet: Quiet = False,
+) -> None:
+    """Tune how one network is trained: learning rates, epochs, augmentation, ... (with Optuna; the same command goes on)."""
+    from nasopt import job
+
+    with _resumable(run, "go on with the same command."):
+        found = job.tune(run, network, budget=goals.parse_duration(budget), trials=trials, objectives=objectives,
+                         log=_log(quiet), progress=_progress(quiet))
+    _show_tuning(found, run)
+
+
 BENCH_EPILOG = """Examples:
 
 nasopt bench nb201 --objective test200_c10 --strategy random,local,rea --queries 200 --seeds 20
@@ -368,14 +396,38 @@ def _show_complexity(context: typer.Context) -> None:
                "numpy.")
     if any(row.time is None for row in rows):
         typer.echo("Instructions were not counted: that needs valgrind, which is not installed.")
+def _show_tuning(found: Mapping[str, Any], folder: Path) -> None:
+    before, after, shares = found["untuned"], found["tuned"], found["importance"]
+    table = Table("hyper-parameter", "untuned", "tuned", title=f"training of {found['id']}", title_justify="left")
+    if shares:
+        table.add_column("share of the validation error's variance", justify="right")
+    for name in sorted(before["params"], key=lambda n: -shares.get(n, 0.0)):
+        cells = [f"{p['params'][name]:.3g}" if isinstance(p["params"][name], float) else str(p["params"][name])
+                 for p in (before, after)]
+        table.add_row(name, *cells, *([f"{100 * shares[name]:.0f} %" if name in shares else "–"] if shares else []))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    finished = [t for t in found["trials"] if t["metrics"] is not None]
+    typer.echo(f"{len(found['trials'])} trainings, {len(found['trials']) - len(finished)} of them stopped early; least "
+               f"validation error {goals.format_metric('error', found['trials'][found['best']]['metrics']['error'])}")
+    if len(found["objectives"]) > 1:
+        for k in found["front"]:
+            error, seconds = (found["trials"][k]["metrics"][name] for name in ("error", "seconds"))
+            typer.echo(f"  front: {goals.format_metric('error', error)} after {seconds:.1f} s")
+    for name, record in (("untuned", before), ("tuned", after)):
+        low, high = (goals.format_metric("error", bound) for bound in record["intervals"]["test_error"])
+        typer.echo(f"test error, {name}: {goals.format_metric('error', record['metrics']['test_error'])} "
+                   f"[{low}, {high}] after {record['epochs']:.1f} epochs")
+    typer.echo(f"written: {folder / 'tune' / found['id']}.json; the tuned network: "
+               f"{folder / after['files'].get('onnx', after['files']['torch'])}")
 
 
 @contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
+def _resumable(folder: Path, how: str = "") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        remedy = f"go on with: nasopt resume {folder}" if folder.exists() else "nothing was written yet."
+        how = how or f"go on with: nasopt resume {folder}"
+        remedy = how if folder.exists() else "nothing was written yet."
         print(f"\ninterrupted: {remedy}", file=sys.stderr)
         raise typer.Exit(130) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import shutil
@@ -165,7 +166,7 @@ def _restored(storage: Sqlite, folder: Folder, data: Dataset | None, net: nn.Mod
         raise InputError(f"{folder.path} was interrupted before it began: remove it and start again.")
     config = Config.from_json(ledger.recall("config"))
     if config.space == "own" and net is None:
-        raise InputError(f"{folder.path} searches a network of your own: resume it from Python with "
+        raise InputError(f"{folder.path} searches a network of your own: give it from Python, as in "
                          "nasopt.resume(path, net=...).")
     dataset = data or load(config.data)
     if fingerprint(dataset) != ledger.recall("data"):
@@ -372,19 +373,14 @@ def export(out: str | Path, name: str, form: str, to: str | Path) -> Path:
         InputError: no such run, network or format, or the target exists or cannot be written.
     """
     folder = Folder(Path(out))
-    folder.require()
-    records = folder.read_json("results.json")
-    known = {r["id"]: r for group in ("front", "dominated", "designed") for r in records[group]}
-    matches = [i for i in known if i.startswith(name)]
-    if not name or len(matches) != 1:
-        raise unknown("network", name, known)
-    files = known[matches[0]]["files"]
+    record = _trained(folder, name)
+    files = record["files"]
     if form not in files:
         raise unknown("format", form, files)
     source, target = folder.path / files[form], Path(to)
     if not source.is_file():
         raise InputError(f"{source} is missing: the run folder is not complete.")
-    target = target / f"{matches[0]}{source.suffix}" if target.is_dir() else target
+    target = target / f"{record['id']}{source.suffix}" if target.is_dir() else target
     if target.exists():
         raise InputError(f"{target} exists already: choose another name with --to.")
     part = target.with_name(target.name + ".part")
@@ -396,3 +392,51 @@ def export(out: str | Path, name: str, form: str, to: str | Path) -> Path:
         part.unlink(missing_ok=True)
         raise InputError(f"{target} cannot be written ({problem.strerror}): choose another place with --to.") from problem
     return target
+
+
+def _trained(folder: Folder, name: str) -> dict[str, Any]:
+    """The record of one trained network of a finished run, by its id or the beginning of it.
+
+    Raises:
+        InputError: no run, one that is not finished, or no such network.
+    """
+    folder.require()
+    records = folder.read_json("results.json")
+    known: dict[str, dict[str, Any]] = {r["id"]: r for group in ("front", "dominated", "designed") for r in records[group]}
+    matches = [i for i in known if i.startswith(name)]
+    if not name or len(matches) != 1:
+        raise unknown("network", name, known)
+    return known[matches[0]]
+
+
+def tune(out: str | Path, name: str, *, budget: float | str = "5m", trials: int | None = None, objectives: str = "error",
+         data: Dataset | None = None, net: nn.Module | None = None, log: Callable[[str], None] = print,
+         progress: bool = False) -> dict[str, Any]:
+    """Tunes the hyper-parameters of the training of one network of a finished run, or goes on with that.
+
+    The validation part judges. In the end the best hyper-parameters and the untuned ones train on training and validation part
+    for equally many epochs, and the test part tells, once. All of it is kept below ``tune`` in the run folder.
+
+    Args:
+        name: the network's id, or the beginning of one.
+        budget: the time for everything: seconds, or a text such as "30m".
+        trials: trainings at most.
+        objectives: ``error``, or ``error,seconds``: of the training.
+        data, net: the data set and network that `search` was given, if they were not named by a word or path.
+
+    Returns:
+        What stands in ``tune/ID.json``: {id, objectives, trials, best, front, importance, untuned, tuned}.
+
+    Raises:
+        InputError: no finished run, no such network, bad limits, other objectives than it was begun with, or no Optuna.
+    """
+    from nasopt.pipeline import tune as tuning
+
+    seconds = goals.parse_duration(budget) if isinstance(budget, str) else float(budget)
+    if not 0 < seconds < math.inf or (trials is not None and trials < 1):
+        raise InputError(f"a tuning needs a time above 0 and at least 1 training, got {seconds:g} s and {trials}.")
+    names, folder = tuning.parse(objectives), Folder(Path(out))
+    record = _trained(folder, name)
+    with closing(Sqlite(folder.study, readonly=True)) as storage:
+        setup = _restored(storage, folder, data, net)
+    return tuning.tune(setup, record, folder, names, seconds, trials, Display(log, progress))

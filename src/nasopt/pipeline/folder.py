@@ -107,9 +107,9 @@ class Folder:
             split.save(self.split)
 
     def write_json(self, name: str, data: Any) -> None:
-        """Writes a JSON file, whole or not at all."""
+        """Writes a JSON file of that name (or path within the folder), whole or not at all."""
         target = self.path / name
-        part = target.with_name(name + ".part")
+        part = target.with_name(target.name + ".part")
         with self.writing(target):
             try:
                 part.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")

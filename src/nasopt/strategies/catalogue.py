@@ -34,6 +34,11 @@ def _optuna(sampler: str) -> Make:
     return make_it
 
 
+def _size(initial: Sequence[Arch]) -> int:
+    """Of a population: as many as there are to begin with, 2 to 24."""
+    return max(2, min(24, len(initial) or 24))
+
+
 STRATEGIES: Mapping[str, Make] = {
     "asha": lambda problem, seed, initial: ASHA(problem, seed, initial=initial),
     "forest": lambda problem, seed, initial: BayesianOptimization(problem, seed, "forest", initial=initial),
@@ -43,8 +48,8 @@ STRATEGIES: Mapping[str, Make] = {
     "hybrid": lambda problem, seed, initial: _hybrid(problem, seed, initial, None),
     "hyperband": lambda problem, seed, initial: Hyperband(problem, seed, initial=initial),
     "local": lambda problem, seed, initial: LocalSearch(problem, seed, initial=initial),
-    "nsga2": lambda problem, seed, initial: NSGA2(problem, seed, population=min(24, len(initial) or 24), initial=initial),
-    "nsga3": lambda problem, seed, initial: NSGA3(problem, seed, population=min(24, len(initial) or 24), initial=initial),
+    "nsga2": lambda problem, seed, initial: NSGA2(problem, seed, population=_size(initial), initial=initial),
+    "nsga3": lambda problem, seed, initial: NSGA3(problem, seed, population=_size(initial), initial=initial),
     **{f"optuna-{sampler}": _optuna(sampler) for sampler in ("cmaes", "gp", "nsga2", "nsga3", "tpe")},
     "progressive": lambda problem, seed, initial: Progressive(problem, seed, initial=initial),
     "random": lambda problem, seed, initial: RandomSearch(problem, seed, initial),
