@@ -14,7 +14,6 @@ from nasopt.run.search import Budget, search
 from nasopt.strategies import bayes
 from nasopt.strategies.bayes import BayesianOptimization
 from nasopt.strategies.random import RandomSearch
-from nasopt.surrogates import forest
 from nasopt.testing.strategy import check_strategy
 from nasopt.trial import Ask, Constraint, Objective, Problem, Study, Trial
 
@@ -44,6 +43,9 @@ def asked(strategy: BayesianOptimization, n: int = 14) -> list[str]:
     return found
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("acquisition", ["ei", "lcb", "ts"])
 def test_it_keeps_the_promises_of_a_strategy(acquisition: bayes.Acquisition) -> None:
     check_strategy(lambda problem, seed: BayesianOptimization(problem, seed, acquisition=acquisition, start=4))
@@ -58,9 +60,14 @@ def test_it_finds_the_optimum_that_random_search_does_not(acquisition: bayes.Acq
     assert np.mean(found) < np.mean(luck) / 2
 
 
-def test_a_forest_keeps_the_promises_and_finds_more_than_random_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forest, "TREES", 16)
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("brief")
+def test_a_forest_keeps_the_promises_of_a_strategy() -> None:
     check_strategy(lambda problem, seed: BayesianOptimization(problem, seed, "forest", start=4))
+
+
+def test_a_forest_finds_more_than_random_search() -> None:
     problem = Problem(GRID, AIM)
     found = [best(BayesianOptimization(problem, seed, "forest")) for seed in range(3)]
     luck = [best(RandomSearch(problem, seed)) for seed in range(3)]

@@ -49,11 +49,15 @@ def volume(study: Study) -> float:
     return hypervolume([[t.metrics["near"], t.metrics["small"]] for t in study.trials], [60.0, 25.0])
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.usefixtures("brief")
 def test_it_keeps_the_promises_of_a_strategy() -> None:
     check_strategy(lambda problem, seed: portfolio(problem, seed))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("seed", range(3))
 def test_isolated_members_do_exactly_what_they_do_alone(seed: int) -> None:
     t = 24
     together = run(portfolio(seed=seed, isolated=True), len(MAKERS) * t)

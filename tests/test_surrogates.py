@@ -17,7 +17,7 @@ from nasopt import space as spaces
 from nasopt.analysis.hypervolume import hypervolume
 from nasopt.space import Cell, Choice, Graph, Product
 from nasopt.surrogates import forest, gp, model
-from nasopt.surrogates.acquisition import boxes, expected_hypervolume_improvement, log_expected_improvement
+from nasopt.surrogates.acquisition import boxes, expected_hypervolume_improvement, log_expected_improvement, region
 from nasopt.surrogates.features import featuriser
 from nasopt.trial import Ask, Constraint, Objective, Problem, Trial, nondominated
 
@@ -217,7 +217,7 @@ def test_expected_hypervolume_improvement_equals_the_mean_over_all_draws(objecti
     values = generator.random((8, objectives))
     front, reference = values[nondominated(values)], np.full(objectives, 1.2)
     draws = [generator.random((5, 3)) * 1.4 for _ in range(objectives)]
-    found = expected_hypervolume_improvement(draws, front, reference)
+    found = expected_hypervolume_improvement(draws, region(front, reference))
     before = hypervolume(front, reference)
     for k in range(5):
         gains = [hypervolume(np.vstack([front, [drawn[k, i] for drawn, i in zip(draws, which, strict=True)]]), reference) - before

@@ -21,6 +21,7 @@ from nasopt.seed import rng
 from nasopt.space import Choice, Product, layout
 from nasopt.strategies import catalogue
 from nasopt.strategies.evolution import Pool, balanced
+from nasopt.surrogates import gp
 from nasopt.trial import Ask, Objective, Problem, Trial
 
 Floats = NDArray[np.float64]
@@ -78,16 +79,22 @@ def _survival(n: int) -> Callable[[], object]:
     return lambda: balanced(pool, n, rng(0, 0, "complexity"))
 
 
-def _strategy(name: str, steps: int, n: int) -> Callable[[], object]:
-    """So many asks and tells of a strategy that knows n trials."""
+def _process(n: int) -> Callable[[], object]:
+    """A fit of two steps and a hundred predictions."""
+    x, points = ((rng(k, n, "complexity").normal(size=(m, 8)),) for k, m in enumerate((n, 100)))
+    return lambda: gp.fit(x, x[0].sum(axis=1), iterations=2).predict(points)
+
+
+def _strategy(name: str, n: int) -> Callable[[], object]:
+    """`STEPS` asks and tells of a strategy that knows n trials."""
     strategy = catalogue.make(name, PROBLEM, 0)
     rows = layout(PROBLEM.space).random(rng(0, n, "complexity"), n)
     strategy.tell([_answer(Ask(k, arch)) for k, arch in enumerate(layout(PROBLEM.space).archs(rows))])
-    return partial(_run, strategy, steps, n)
+    return partial(_run, strategy, n)
 
 
-def _run(strategy: Strategy, steps: int, first: int) -> None:
-    for number in range(first, first + steps):
+def _run(strategy: Strategy, first: int) -> None:
+    for number in range(first, first + STEPS):
         strategy.tell([_answer(ask) for ask in strategy.ask(1, number)])
 
 
@@ -106,6 +113,8 @@ PARTS: Mapping[str, Part] = {
         Part("points n", octaves(512, 8192), Bound("O(n log n)", 1, 1), Bound("O(n)", 1), _hypervolume),
     "balanced survival, M = 3":
         Part("population N", octaves(256, 4096), Bound("O(N² log N)", 2, 1), Bound("O(N)", 1), _survival),
+    "Gaussian process, a fit":
+        Part("observations n", octaves(32, 256), Bound("O(n³)", 3), Bound("O(n²)", 2), _process),
 }
 
 CONSTANT, LINEAR, SORTING = ((Bound("O(1) an ask", 0), Bound("O(T)", 1)), (Bound("O(T) an ask", 1), Bound("O(T)", 1)),
@@ -121,17 +130,15 @@ BOUNDS: Mapping[str, tuple[Bound, Bound]] = {
 """Of the strategies of the catalogue in the number of trials T that they know, for one objective, a population of fixed size and
 a space of which little was seen: time of an ask with its tell, and space."""
 
-MODELS = ("forest", "gp", "gp-lcb", "gp-ts", "hybrid", "optuna-gp")
-"""Strategies whose asks are too dear to count many of."""
+MODELS = ("forest", "gp", "gp-lcb", "gp-ts", "hybrid", "optuna-cmaes", "optuna-gp", "optuna-nsga2", "optuna-nsga3", "optuna-tpe")
+"""Strategies whose asks are too dear to count; of a Gaussian process `PARTS` counts the fit, which is what grows."""
 
 
 def parts() -> dict[str, Part]:
-    """`PARTS` and every strategy of the catalogue."""
-    found = dict(PARTS)
-    for name in catalogue.STRATEGIES:
-        steps, sizes = (2, octaves(16, 128)) if name in MODELS else (STEPS, octaves(64, 1024))
-        found[f"{name}, {steps} asks"] = Part("trials known T", sizes, *BOUNDS[name], partial(_strategy, name, steps))
-    return found
+    """`PARTS` and the strategies of the catalogue that are counted."""
+    own = {f"{name}, {STEPS} asks": Part("trials known T", octaves(64, 1024), *BOUNDS[name], partial(_strategy, name))
+           for name in catalogue.STRATEGIES if name not in MODELS}
+    return {**PARTS, **own}
 
 
 # --------------------------------------------------------------------------------------------------------------- counted

@@ -17,6 +17,7 @@ from nasopt.surrogates.gp import Posterior
 from nasopt.trial import nondominated
 
 Floats: TypeAlias = NDArray[np.float64]
+Region: TypeAlias = tuple[Floats, Floats]
 
 
 def log_expected_improvement(predicted: Posterior, best: float) -> Floats:
@@ -55,23 +56,27 @@ def _front(points: Floats) -> Floats:
     return points[nondominated(points)] if len(points) else points
 
 
-def expected_hypervolume_improvement(draws: Sequence[Floats], front: Floats, reference: Floats) -> Floats:
+def region(front: Floats, reference: Floats) -> Region:
+    """The lower and upper corners of the `boxes`, (boxes, d) each."""
+    pairs = list(boxes(front, reference))
+    return np.array([lower for lower, _ in pairs]), np.array([upper for _, upper in pairs])
+
+
+def expected_hypervolume_improvement(draws: Sequence[Floats], region: Region) -> Floats:
     """The expected gain of hypervolume, (m,), of candidates whose objectives are independent, by the disjoint `boxes`: in each,
     the product over the objectives of E[(upper - max(lower, Y))^+] (Emmerich & Klinkenberg, 2008; Yang et al., 2019).
 
     Args:
         draws: one matrix (m, q) an objective: equally probable values of every candidate.
-        front: (p, d).
-        reference: (d,).
+        region: that the front leaves.
     """
-    pairs = list(boxes(front, reference))
-    lower, upper = (np.array([pair[side] for pair in pairs]) for side in (0, 1))  # (boxes, d)
-    total = np.ones((len(draws[0]), len(pairs)))
+    lower, upper = region
+    total = np.ones((len(draws[0]), len(lower)))
     for k, drawn in enumerate(draws):
         edges, places = np.unique(np.concatenate([lower[:, k], upper[:, k]]), return_inverse=True)
         below = np.zeros((len(drawn), len(edges)))  # E[(edge - Y)^+]
         for value in drawn.T:
             below += np.maximum(edges - value[:, None], 0.0)
         below /= drawn.shape[1]
-        total *= below[:, places[len(pairs):]] - below[:, places[:len(pairs)]]
+        total *= below[:, places[len(lower):]] - below[:, places[:len(lower)]]
     return np.asarray(total.sum(axis=1))

@@ -14,7 +14,7 @@ from scipy.stats import boxcox_normmax, norm, rankdata
 from nasopt.analysis.hypervolume import reference_point
 from nasopt.seed import integer
 from nasopt.surrogates import forest, gp
-from nasopt.surrogates.acquisition import expected_hypervolume_improvement, log_expected_improvement
+from nasopt.surrogates.acquisition import Region, expected_hypervolume_improvement, log_expected_improvement, region
 from nasopt.surrogates.features import Groups
 from nasopt.trial import Problem, Trial, nondominated
 
@@ -28,6 +28,9 @@ WIDTH = 1.0
 
 REFIT = 20
 """A process is fitted anew when one in so many of its observations is new; until then it keeps its lengths."""
+
+ITERATIONS = 30
+"""Steps of a process's fit, at most."""
 
 MOST = 1000
 """Observations beyond which a forest takes the place of a process."""
@@ -64,12 +67,14 @@ class Model:
             surrogate is of their normal scores.
         feasibility: surrogates of what the constraints bound and of whether evaluations fail, and up to where that is feasible.
         front: of what is feasible: (p, objectives), or, by ranks, the best score (1, 1); no row if nothing is.
+        region: what this front leaves below the `reference`; None by ranks.
     """
 
     objectives: tuple[Surrogate, ...]
     powers: tuple[float, ...]
     feasibility: tuple[tuple[Surrogate, float], ...]
     front: Floats
+    region: Region | None = None
 
     def promise(self, points: Groups, kind: Acquisition, generator: np.random.Generator) -> Floats:
         """What the evaluation of each of m points promises, (m,): the logarithm of the probability that it is feasible (Gardner
@@ -90,21 +95,22 @@ class Model:
         if not self.powers and kind == "ei":
             return chance + log_expected_improvement(self.objectives[0].predict(points), float(self.front[0, 0]))
         draws = [_draws(process, points, kind, generator) for process in self.objectives]
-        if not self.powers:
+        if self.region is None:
             return chance - draws[0][:, 0]
         values = [_values(drawn, power) for drawn, power in zip(draws, self.powers, strict=True)]
-        return chance + np.log(np.maximum(expected_hypervolume_improvement(values, self.front, self.reference), TINY))
+        return chance + np.log(np.maximum(expected_hypervolume_improvement(values, self.region), TINY))
 
     @property
     def reference(self) -> Floats:
         """What hypervolume is measured to: a little beyond the front's nadir, (objectives,)."""
-        return reference_point(self.front.min(axis=0), self.front.max(axis=0))
+        return _reference(self.front)
 
     def believing(self, points: Groups) -> Model:
         """This model as if the points had been evaluated to their predicted means (kriging believer: Ginsbourger, Le Riche &
         Carraro, 2010). What is best so far stays what it is."""
         objectives = tuple(process.believing(points) for process in self.objectives)
-        return Model(objectives, self.powers, tuple((p.believing(points), limit) for p, limit in self.feasibility), self.front)
+        feasibility = tuple((process.believing(points), limit) for process, limit in self.feasibility)
+        return Model(objectives, self.powers, feasibility, self.front, self.region)
 
 
 @dataclass(eq=False)
@@ -144,7 +150,8 @@ class Fitter:
         processes = tuple(self._fit(f"objective {k}", x, boxcox(column, power) if power != 1 else column)
                           for k, (column, power) in enumerate(zip(rows.T, powers, strict=True)))
         good = rows[feasible]
-        return Model(processes, powers, limits, good[nondominated(good)] if len(good) else good)
+        front = good[nondominated(good)] if len(good) else good
+        return Model(processes, powers, limits, front, region(front, _reference(front)) if len(front) else None)
 
     def _feasibility(self, trials: Sequence[Trial], features: Groups, failed: NDArray[np.bool_]
                      ) -> tuple[tuple[Surrogate, float], ...]:
@@ -170,7 +177,7 @@ class Fitter:
         n, theta = self._lengths.get(name, (0, None))
         if theta is not None and len(y) - n < len(y) / REFIT:
             return gp.fit(x, y, theta, iterations=0)
-        process = gp.fit(x, y, theta)
+        process = gp.fit(x, y, theta, ITERATIONS)
         self._lengths[name] = (len(y), process.theta)
         return process
 
@@ -185,6 +192,10 @@ def _draws(process: Surrogate, points: Groups, kind: Acquisition, generator: np.
 
 def _take(features: Groups, which: NDArray[np.bool_]) -> Groups:
     return tuple(group[which] for group in features)
+
+
+def _reference(front: Floats) -> Floats:
+    return reference_point(front.min(axis=0), front.max(axis=0))
 
 
 def _scores(values: Floats) -> Floats:
