@@ -99,7 +99,7 @@ def test_every_option_has_an_effect() -> None:
     assert plain != asked(BayesianOptimization(problem, 1))
     assert plain != asked(BayesianOptimization(problem, acquisition="lcb"))
     assert plain != asked(BayesianOptimization(problem, acquisition="ts"))
-    assert plain != asked(BayesianOptimization(problem, start=6))
+    assert plain != asked(BayesianOptimization(problem, start=9))
     assert plain != asked(BayesianOptimization(problem, surrogate="forest"))
 
 

@@ -92,7 +92,7 @@ def test_search_passes_its_defaults_on(job: Job) -> None:
     assert (name, call["progress"]) == ("search", False)
     del call["log"], call["progress"]
     assert call == {
-        "data": "digits", "space": "cells", "constraints": (), "budget": 200.0, "networks": 10,
+        "data": "digits", "space": "cells", "constraints": (), "budget": 200.0, "networks": 10, "min_gain": None,
         "trials": None, "strategy": "nsga2",
         "objectives": (Objective("error"), Objective("latency_ms", "ms"), Objective("memory_mb", "MB")),
         "out": Path("runs/digits"), "seed": 0}
@@ -106,7 +106,7 @@ def test_search_passes_every_option_on(job: Job) -> None:
     del call["log"], call["progress"]
     assert call == {
         "data": "x/photos.npz", "space": "nb201", "budget": 5400.0, "trials": 9, "strategy": "random", "seed": 3,
-        "networks": 4, "objectives": (Objective("error"), Objective("size_mb", "MB")), "out": Path("here"),
+        "networks": 4, "min_gain": None, "objectives": (Objective("error"), Objective("size_mb", "MB")), "out": Path("here"),
         "constraints": (Constraint("latency_ms", 2.0, "ms"), Constraint("params", 1e6))}
 
 

@@ -54,7 +54,7 @@ class BayesianOptimization:
         InputError: a start below 2, or an unknown surrogate or acquisition.
     """
 
-    def __init__(self, problem: Problem, seed: int = 0, surrogate: Kind = "gp", acquisition: Acquisition = "ei", start: int = 8,
+    def __init__(self, problem: Problem, seed: int = 0, surrogate: Kind = "gp", acquisition: Acquisition = "ei", start: int = 6,
                  initial: Sequence[Arch] = (), hints: Hints | None = None,
                  ranks: bool = True, unseen: Unseen | None = None) -> None:
         if start < 2:
