@@ -248,7 +248,7 @@ def test_two_processes_cannot_work_on_one_run(run: job.Run) -> None:
 
 
 def test_distrust_falls_back_to_trainings_of_their_own(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nasopt.job.Config", lambda *a: phases.Config(*a, trust=2.0))
+    monkeypatch.setattr("nasopt.job.Config", lambda *a, **more: phases.Config(*a, **more, trust=2.0))
     found = search(data, tmp_path / "run", trials=3, networks=1)
     assert found.results["trust"]["fallback"]
     assert found.results["search"]["estimator"] == "stand-alone"

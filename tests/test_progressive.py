@@ -13,12 +13,12 @@ from nasopt.analysis.elimination import beaten, bernstein, hoeffding, intervals
 from nasopt.benchmarks.synthetic import bad_options
 from nasopt.errors import InputError
 from nasopt.seed import rng
-from nasopt.space import Cell, Choice, Product, Repeat, canonical, everything, key, labels
+from nasopt.space import Cell, Choice, Graph, Product, Repeat, canonical, everything, key, labels, layout
 from nasopt.spaces import nb201
 from nasopt.strategies.catalogue import make
 from nasopt.strategies.progressive import Progressive, growth
 from nasopt.strategies.random import RandomSearch
-from nasopt.testing.strategy import check_strategy
+from nasopt.testing.strategy import OBJECTIVES, check_end, check_strategy, example_spaces
 from nasopt.trial import Ask, Constraint, Objective, Problem, Trial
 
 ONE = (Objective("error"),)
@@ -106,7 +106,16 @@ def test_the_search_keeps_to_its_step_and_then_leaves_it() -> None:
     lambda p, s: Progressive(p, s, steps=growth(p.space, 3)[:-1], draws=5, delta=0.5),
 ])
 def test_conformance(build: Callable[[Problem, int], Progressive]) -> None:
-    check_strategy(build)
+    for name, space in example_spaces().items():
+        if not layout(space).graphs:
+            bars = (Constraint("latency_ms", 0.7),) if name == "cells" else ()
+            check_strategy(build, Problem(space, OBJECTIVES, bars))
+    check_end(build)
+
+
+def test_graphs_are_refused() -> None:
+    with pytest.raises(InputError, match="choose another strategy"):
+        Progressive(Problem(Graph("", 4, "ab", 5), ONE))
 
 
 def switch(options: int = 3, fillers: int = 6) -> Product:

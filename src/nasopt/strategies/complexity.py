@@ -114,7 +114,7 @@ PARTS: Mapping[str, Part] = {
     "balanced survival, M = 3":
         Part("population N", octaves(256, 4096), Bound("O(N² log N)", 2, 1), Bound("O(N)", 1), _survival),
     "Gaussian process, a fit":
-        Part("observations n", octaves(32, 256), Bound("O(n³)", 3), Bound("O(n²)", 2), _process),
+        Part("observations n", octaves(64, 512), Bound("O(n³)", 3), Bound("O(n²)", 2), _process),
 }
 
 CONSTANT, LINEAR, SORTING = ((Bound("O(1) an ask", 0), Bound("O(T)", 1)), (Bound("O(T) an ask", 1), Bound("O(T)", 1)),

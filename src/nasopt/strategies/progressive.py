@@ -165,7 +165,8 @@ class Progressive:
         initial: architectures to ask first.
 
     Raises:
-        InputError: an argument out of range, a step without any option of a choice, or one that does not hold the one before it.
+        InputError: an argument out of range, a step without any option of a choice, one that does not hold the one before it, or
+            a space with graphs, whose edges are not options that can be dropped one by one.
     """
 
     def __init__(self, problem: Problem, seed: int = 0, *, steps: Sequence[Admits] | None = None, draws: int = 100,
@@ -174,6 +175,9 @@ class Progressive:
         if draws < 1 or pilot < 2 or not 0 < delta < 1 or not 0 <= gamma < 1 or not 0 <= exploit < 1:
             raise InputError(f"progressive search with draws={draws}, pilot={pilot}, delta={delta}, gamma={gamma}, "
                              f"exploit={exploit}: give at least 1 draw and 2 for the pilot, and probabilities below 1.")
+        if layout(problem.space).graphs:
+            raise InputError("progressive search cannot drop edges of a graph, of which not all combinations are networks: choose "
+                             "another strategy.")
         self.problem, self.seed = problem, seed
         self._draws, self._delta, self._gamma, self._pilot, self._exploit = draws, delta, gamma, pilot, exploit
         self._given = None if bounds is None else _scale(problem, bounds)
