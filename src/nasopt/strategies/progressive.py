@@ -176,7 +176,7 @@ class Progressive:
             raise InputError(f"progressive search with draws={draws}, pilot={pilot}, delta={delta}, gamma={gamma}, "
                              f"exploit={exploit}: give at least 1 draw and 2 for the pilot, and probabilities below 1.")
         if layout(problem.space).graphs:
-            raise InputError("progressive search cannot drop edges of a graph, of which not all combinations are networks: choose "
+            raise InputError("progressive search cannot drop edges of a graph, whose combinations are not all networks: choose "
                              "another strategy.")
         self.problem, self.seed = problem, seed
         self._draws, self._delta, self._gamma, self._pilot, self._exploit = draws, delta, gamma, pilot, exploit
