@@ -18,9 +18,9 @@ settings.load_profile("nasopt")
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bayesian optimisation with few candidates, trees and steps of a fit: what a strategy promises does not depend on them."""
     from nasopt.strategies import bayes
-    from nasopt.surrogates import forest, model
+    from nasopt.surrogates import forest, gp
 
     for name, value in (("ENUMERATE", 100), ("DRAWN", 50), ("MUTANTS", 12), ("STRANGERS", 12), ("PARENTS", 2), ("CLIMBS", 1)):
         monkeypatch.setattr(bayes, name, value)
     monkeypatch.setattr(forest, "TREES", 4)
-    monkeypatch.setattr(model, "ITERATIONS", 1)
+    monkeypatch.setattr(gp, "ITERATIONS", 1)

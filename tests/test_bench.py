@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nasopt import bench, cli, space
+from nasopt.compare import compare, parse
 from nasopt.errors import InputError
 from nasopt.space import Choice, Product
 from nasopt.trial import Constraint
@@ -73,6 +74,21 @@ def test_the_summary_ranks_local_search_above_random(folder: Path) -> None:
     for r, n in zip(runs[:6], exact, strict=True):
         assert r["trials"][int(n) - 1]["metrics"]["error"] == 0.5
         assert all(t["metrics"]["error"] > 0.5 for t in r["trials"][:int(n) - 1])
+
+
+def test_a_search_may_end_with_the_optimum_and_is_compared_as_if_it_went_on(folder: Path) -> None:
+    whole, short = task(folder), task(folder, until_optimum=True)
+    names = ["random", "local"]
+    runs = {aim: bench.run(aim, names, 256, range(6), jobs=2) for aim in (whole, short)}
+    for full, cut in zip(runs[whole], runs[short], strict=True):
+        n = bench.queries_to_optimum(bench.prepare(whole).problem, full, bench.prepare(whole).front)
+        assert (len(cut["trials"]), cut["stopped"]) == (n, bench.FOUND)
+        assert [t["metrics"] for t in cut["trials"]] == [t["metrics"] for t in full["trials"][:int(n)]]
+    found = [compare([parse(bench.record(aim, names, 256, runs[aim], 1.0), "here")]) for aim in (whole, short)]
+    assert found[0].to_json()["analyses"] == found[1].to_json()["analyses"]
+    assert "--until-optimum" in bench.command(short, names, 256, range(6))
+    with pytest.raises(InputError, match="no single optimum"):
+        bench.prepare(task(folder, objectives=("error", "cost"), until_optimum=True))
 
 
 def test_hypervolume_reaches_that_of_the_true_front(folder: Path) -> None:

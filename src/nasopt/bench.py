@@ -37,6 +37,8 @@ SYNTHETIC: Mapping[str, Callable[[], synthetic.Synthetic]] = {
 }
 """Synthetic problems by name."""
 
+FOUND = "the optimum is found"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -49,6 +51,7 @@ class Task:
         report: columns that are written down beside them, and that no strategy sees.
         constraints: upper bounds on columns.
         hints: columns that strategies which can use them know of every architecture beforehand (`catalogue.HINTED`).
+        until_optimum: end a search of one objective with the query that finds the optimum: nothing changes after it.
     """
 
     table: str
@@ -57,6 +60,7 @@ class Task:
     report: tuple[str, ...] = ()
     constraints: tuple[Constraint, ...] = ()
     hints: tuple[str, ...] = ()
+    until_optimum: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,17 @@ def prepare(task: Task) -> Bench:
     """Reads the table.
 
     Raises:
-        InputError: no such table, a damaged one, unknown columns, or constraints that no architecture meets.
+        InputError: no such table, a damaged one, unknown columns, constraints that no architecture meets, or an optimum asked
+            for where there is a front.
     """
+    ready = _prepared(task)
+    if task.until_optimum and len(ready.problem.objectives) > 1:
+        raise InputError(f"{task.table} with {len(ready.problem.objectives)} objectives has no single optimum: leave out "
+                         "--until-optimum.")
+    return ready
+
+
+def _prepared(task: Task) -> Bench:
     if task.table in SYNTHETIC:
         if task.objectives or task.report or task.constraints or task.hints:
             raise InputError(f"{task.table} has its own objectives: leave out --objective, --hint, --report and --constraint.")
@@ -117,9 +130,14 @@ def one(task: Task, strategy: str, seed: int, queries: int) -> dict[str, Any]:
                      "metrics": dict(ready.more(trial.ask)), "seconds": now - last})
         last = time.perf_counter()
 
+    def end(trials: Sequence[Trial]) -> str:
+        last = trials[-1]
+        best = ready.problem.accepts(last) and ready.problem.values(last.metrics)[0] <= ready.front[0, 0]
+        return FOUND if best else ""
+
     asker = catalogue.make(strategy, ready.problem, seed, hints=ready.hints)
     study = search(ready.problem, asker, ready.estimate, budget=Budget(trials=queries), seed=seed,
-                   watch=lambda progress: note(progress.trial))
+                   watch=lambda progress: note(progress.trial), stop=end if task.until_optimum else None)
     return {"strategy": strategy, "seed": seed, "trials": rows, "stopped": study.stopped, "seconds": last - started}
 
 
@@ -177,6 +195,7 @@ def command(task: Task, strategies: Sequence[str], queries: int, seeds: Sequence
     words += ["--objective", ",".join(task.objectives)] if task.objectives else []
     words += ["--hint", ",".join(task.hints)] if task.hints else []
     words += ["--report", ",".join(task.report)] if task.report else []
+    words += ["--until-optimum"] if task.until_optimum else []
     return shlex.join(words + [w for c in task.constraints for w in ("--constraint", f"{c.name}<={c.upper:g}")])
 
 

@@ -265,6 +265,8 @@ def bench(
     constraint: Annotated[list[str] | None, typer.Option(
         metavar="BOUND", help="An upper bound on a column in its own unit: 'c10__raspi4_latency<=20'.")] = None,
     queries: Annotated[int, typer.Option(min=1, metavar="N", help="Evaluations a search.")] = 200,
+    until_optimum: Annotated[bool, typer.Option(
+        "--until-optimum", help="End a search of one objective at the query that finds the optimum.")] = False,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Searches of each strategy, seeds 0 to N-1.")] = 10,
     jobs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Processes at once (default: one a core).")] = None,
     folder: Annotated[Path, typer.Option("--tables", metavar="FOLDER", envvar="NASOPT_TABLES",
@@ -283,7 +285,7 @@ def bench(
         return tuple(name.strip() for name in text.split(",") if name.strip())
 
     bounds = tuple(goals.parse_bound(text) for text in constraint or ())
-    task = benches.Task(table, str(folder), names(objective), names(report_), bounds, names(hint))
+    task = benches.Task(table, str(folder), names(objective), names(report_), bounds, names(hint), until_optimum)
     _check_folders(json_, html)
     if html is not None and seeds < 2:
         raise InputError("one seed is no comparison of strategies: leave out --html, or run at least 2 seeds, 6 for a test.")

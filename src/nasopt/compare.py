@@ -139,7 +139,7 @@ def _check_run(run: Mapping[str, Any], problem: Problem, queries: int, source: s
     if needed - known:
         raise InputError(f"{who} never measured {min(needed - known)!r}, so it is of another problem: keep the runs of one "
                          "problem in one record.")
-    if len(metrics) > queries or (len(metrics) < queries and run["stopped"] != EXHAUSTED):
+    if len(metrics) > queries or (len(metrics) < queries and run["stopped"] not in (EXHAUSTED, bench.FOUND)):
         raise InputError(f"{who} has {len(metrics)} queries instead of {queries}: compare runs of one budget, finished ones.")
 
 
@@ -235,7 +235,7 @@ def _results(record: Record) -> _Results:
 
 
 def _full(curve: Floats, queries: int) -> Floats:
-    """The curve with its last value carried on to the budget: the space was exhausted."""
+    """The curve with its last value carried on to the budget: the space was exhausted, or the optimum found."""
     return np.concatenate([curve, np.full(queries - len(curve), curve[-1])])
 
 

@@ -298,13 +298,14 @@ class Phases:
         compared (in ONNX Runtime each would take seconds to export)."""
         setup = self.setup
         models = setup.cost_models()
-        costs: list[Metrics] = [{k: v for m in models for k, v in m(net.eval(), setup.example).items()} for net in nets]
-        for model in models:
-            if isinstance(model, Latency) and model.runtime == "torch":
-                found = [choices.extract(setup.net, t.ask.arch) for t in trials]
-                times = model.compare([*found, *nets], setup.example)
-                trials = [replace(t, metrics={**t.metrics, **m}) for t, m in zip(trials, times, strict=False)]
-                costs = [{**c, **m} for c, m in zip(costs, times[len(trials):], strict=True)]
+        clocks = [m for m in models if isinstance(m, Latency) and m.runtime == "torch"]
+        alone = [m for m in models if m not in clocks]
+        costs: list[Metrics] = [{k: v for m in alone for k, v in m(net.eval(), setup.example).items()} for net in nets]
+        for clock in clocks:
+            found = [choices.extract(setup.net, t.ask.arch) for t in trials]
+            times = clock.compare([*found, *nets], setup.example)
+            trials = [replace(t, metrics={**t.metrics, **m}) for t, m in zip(trials, times, strict=False)]
+            costs = [{**c, **m} for c, m in zip(costs, times[len(trials):], strict=True)]
         return list(trials), costs
 
     def deliver(self, trials: Sequence[Trial], epochs: Sequence[float]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

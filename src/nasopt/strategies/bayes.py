@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nasopt.errors import InputError, unknown
 from nasopt.seed import rng
-from nasopt.space import Arch, Rows, Space, canonical, everything, layout, neighbours, size, uniform
+from nasopt.space import Arch, Rows, Space, everything, layout, neighbours, size, uniform
 from nasopt.strategies.evolution import pool_of
 from nasopt.strategies.random import Unseen
 from nasopt.surrogates.features import Groups, Hints, Scores, featuriser
@@ -111,13 +111,14 @@ class BayesianOptimization:
         return self._uniform[:1] if len(self._uniform) else self._unseen.draw(1, generator)
 
     def _features(self, rows: Rows) -> Groups:
-        rows = self._unseen.canonical(rows)
+        """The features of canonical rows."""
         return (*featuriser(self.problem.space)(rows), *([] if self._scores is None else [self._scores(rows)]))
 
     def model(self) -> Model:
         """The model of everything told and pending."""
         told = [self._told[k] for k in sorted(self._told)]
-        model = self._fit(told, self._features(self._unseen.layout.rows([t.ask.arch for t in told])))
+        lay = self._unseen.layout
+        model = self._fit(told, self._features(lay.canonical(lay.rows([t.ask.arch for t in told]))))
         waiting = [self._pending[k] for k in sorted(self._pending)]
         return model.believing(self._features(np.concatenate(waiting))) if waiting else model
 
@@ -178,4 +179,4 @@ class BayesianOptimization:
 def _everything(space: Space) -> Rows:
     """Every different network of a space, once."""
     lay = layout(space)
-    return np.unique(lay.rows([canonical(space, arch) for arch in everything(space)]), axis=0)
+    return np.unique(lay.canonical(lay.rows(list(everything(space)))), axis=0)

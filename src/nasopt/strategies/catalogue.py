@@ -18,15 +18,16 @@ from nasopt.strategies.progressive import Progressive
 from nasopt.strategies.random import RandomSearch, Unseen
 from nasopt.strategies.reference import NSGA3
 from nasopt.surrogates.features import Hints
+from nasopt.surrogates.model import Acquisition, Kind
 from nasopt.trial import Problem
 
-Make: TypeAlias = Callable[[Problem, int, Sequence[Arch]], Strategy]
-"""(problem, seed, architectures to ask first) -> a new strategy."""
+Make: TypeAlias = Callable[[Problem, int, Sequence[Arch], Hints | None], Strategy]
+"""(problem, seed, architectures to ask first, hints) -> a new strategy. Those that are not in `HINTED` leave the hints aside."""
 
 
 def _optuna(sampler: str) -> Make:
     """A strategy that asks a sampler of Optuna."""
-    def make_it(problem: Problem, seed: int, initial: Sequence[Arch]) -> Strategy:
+    def make_it(problem: Problem, seed: int, initial: Sequence[Arch], hints: Hints | None) -> Strategy:
         from nasopt.strategies.optuna import METHODS, OptunaSearch
 
         return OptunaSearch(problem, seed, METHODS[sampler], initial, f"optuna-{sampler}")
@@ -34,27 +35,15 @@ def _optuna(sampler: str) -> Make:
     return make_it
 
 
+def _bayes(surrogate: Kind, acquisition: Acquisition) -> Make:
+    """Bayesian optimisation with that surrogate and acquisition."""
+    return lambda problem, seed, initial, hints: BayesianOptimization(problem, seed, surrogate, acquisition, initial=initial,
+                                                                      hints=hints)
+
+
 def _size(initial: Sequence[Arch]) -> int:
     """Of a population: as many as there are to begin with, 2 to 24."""
     return max(2, min(24, len(initial) or 24))
-
-
-STRATEGIES: Mapping[str, Make] = {
-    "asha": lambda problem, seed, initial: ASHA(problem, seed, initial=initial),
-    "forest": lambda problem, seed, initial: BayesianOptimization(problem, seed, "forest", initial=initial),
-    "gp": lambda problem, seed, initial: BayesianOptimization(problem, seed, initial=initial),
-    "gp-lcb": lambda problem, seed, initial: BayesianOptimization(problem, seed, acquisition="lcb", initial=initial),
-    "gp-ts": lambda problem, seed, initial: BayesianOptimization(problem, seed, acquisition="ts", initial=initial),
-    "hybrid": lambda problem, seed, initial: _hybrid(problem, seed, initial, None),
-    "hyperband": lambda problem, seed, initial: Hyperband(problem, seed, initial=initial),
-    "local": lambda problem, seed, initial: LocalSearch(problem, seed, initial=initial),
-    "nsga2": lambda problem, seed, initial: NSGA2(problem, seed, population=_size(initial), initial=initial),
-    "nsga3": lambda problem, seed, initial: NSGA3(problem, seed, population=_size(initial), initial=initial),
-    **{f"optuna-{sampler}": _optuna(sampler) for sampler in ("cmaes", "gp", "nsga2", "nsga3", "tpe")},
-    "progressive": lambda problem, seed, initial: Progressive(problem, seed, initial=initial),
-    "random": lambda problem, seed, initial: RandomSearch(problem, seed, initial),
-    "rea": lambda problem, seed, initial: RegularizedEvolution(problem, seed, initial=initial),
-}
 
 
 def _hybrid(problem: Problem, seed: int, initial: Sequence[Arch], hints: Hints | None) -> Portfolio:
@@ -64,15 +53,28 @@ def _hybrid(problem: Problem, seed: int, initial: Sequence[Arch], hints: Hints |
         "gp": BayesianOptimization(problem, seed, initial=initial, hints=hints, unseen=unseen),
         "gp-lcb": BayesianOptimization(problem, seed, acquisition="lcb", initial=initial, hints=hints, unseen=unseen),
         "local": LocalSearch(problem, seed, start=1, initial=initial, unseen=unseen),
-        "nsga2": NSGA2(problem, seed, population=min(24, len(initial) or 24), initial=initial, unseen=unseen),
+        "nsga2": NSGA2(problem, seed, population=_size(initial), initial=initial, unseen=unseen),
     })
 
 
-HINTED: Mapping[str, Callable[[Problem, int, Sequence[Arch], Hints], Strategy]] = {
-    "forest": lambda problem, seed, initial, hints: BayesianOptimization(problem, seed, "forest", initial=initial, hints=hints),
-    "gp": lambda problem, seed, initial, hints: BayesianOptimization(problem, seed, initial=initial, hints=hints),
-    "hybrid": lambda problem, seed, initial, hints: _hybrid(problem, seed, initial, hints),
+STRATEGIES: Mapping[str, Make] = {
+    "asha": lambda problem, seed, initial, hints: ASHA(problem, seed, initial=initial),
+    "forest": _bayes("forest", "ei"),
+    "gp": _bayes("gp", "ei"),
+    "gp-lcb": _bayes("gp", "lcb"),
+    "gp-ts": _bayes("gp", "ts"),
+    "hybrid": _hybrid,
+    "hyperband": lambda problem, seed, initial, hints: Hyperband(problem, seed, initial=initial),
+    "local": lambda problem, seed, initial, hints: LocalSearch(problem, seed, initial=initial),
+    "nsga2": lambda problem, seed, initial, hints: NSGA2(problem, seed, population=_size(initial), initial=initial),
+    "nsga3": lambda problem, seed, initial, hints: NSGA3(problem, seed, population=_size(initial), initial=initial),
+    **{f"optuna-{sampler}": _optuna(sampler) for sampler in ("cmaes", "gp", "nsga2", "nsga3", "tpe")},
+    "progressive": lambda problem, seed, initial, hints: Progressive(problem, seed, initial=initial),
+    "random": lambda problem, seed, initial, hints: RandomSearch(problem, seed, initial),
+    "rea": lambda problem, seed, initial, hints: RegularizedEvolution(problem, seed, initial=initial),
 }
+
+HINTED = ("forest", "gp", "gp-lcb", "gp-ts", "hybrid")
 """Those that can take hints: what is known of architectures for nothing."""
 
 DEFAULT = "nsga2"
@@ -87,5 +89,4 @@ def make(name: str, problem: Problem, seed: int, initial: Sequence[Arch] = (), h
     """
     if name not in STRATEGIES:
         raise unknown("strategy", name, STRATEGIES)
-    return STRATEGIES[name](problem, seed, initial) if hints is None or name not in HINTED else (
-        HINTED[name](problem, seed, initial, hints))
+    return STRATEGIES[name](problem, seed, initial, hints)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,12 +144,18 @@ def _evenly(values: Floats, sure: Ints, unsure: Ints, n: int) -> Ints:
     """``n`` of ``unsure``, always next the one whose objective vector is represented least so far."""
     index = np.concatenate([sure, unsure])
     kind = np.unique(values[index], axis=0, return_inverse=True)[1].ravel()
-    # the how-manieth of its objective vector each member is: the i-th copy is only wanted after all (i-1)-th ones
-    order = np.argsort(kind, kind="stable")
-    sizes = np.bincount(kind)
-    copy = np.empty(len(index), dtype=np.int64)
-    copy[order] = np.arange(len(index)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    copy = place(kind, ())  # the i-th copy is only wanted after all (i-1)-th ones
     return unsure[np.argsort(copy[len(sure):], kind="stable")[:n]]
+
+
+def place(group: Ints, keys: Sequence[NDArray[Any]]) -> Ints:
+    """The how-manieth of its group each member is, counted from 0, in the order of the keys (the last counts most), then in its
+    own."""
+    order = np.lexsort((*keys, group))
+    sizes = np.bincount(group)
+    found = np.empty(len(group), dtype=np.int64)
+    found[order] = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- strategy

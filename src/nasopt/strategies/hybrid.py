@@ -115,9 +115,10 @@ class Portfolio:
             self._cost[name] = self._memory * self._cost[name] + max(trial.cost, LEAST_COST)
 
     def _added(self, trial: Trial) -> float:
-        values, violation = np.array([self.problem.values(trial.metrics)]), self.problem.violation(trial.metrics)
-        if trial.error is not None or violation > 0 or trial.ask.fidelity < 1 or not np.isfinite(values).all():
+        """What the trial adds to the hypervolume of the front; changes the front."""
+        if not self.problem.accepts(trial):
             return 0.0
+        values = np.array([self.problem.values(trial.metrics)])
         before = self._archive.values
         self._archive.add(values, [None])
         both = np.concatenate([before, values])

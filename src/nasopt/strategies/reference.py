@@ -9,13 +9,11 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import combinations
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nasopt.space import Arch
-from nasopt.strategies.evolution import CrossoverMutation, Evolution, Floats, Ints, Mating, Pool, Variation
+from nasopt.strategies.evolution import CrossoverMutation, Evolution, Floats, Ints, Mating, Pool, Variation, place
 from nasopt.trial import Problem
 
 TINY = 1e-6
@@ -137,20 +135,11 @@ def _turns(values: Floats, niche: Ints, distance: Floats, held: Ints, generator:
     """
     chance = generator.random(len(niche))
     kind = np.unique(values, axis=0, return_inverse=True)[1].ravel()
-    copy = _place(kind, (chance,))
+    copy = place(kind, (chance,))
     rival = np.where(held[niche] == 0, distance, 0.0)
-    nearest = _place(niche, (chance, rival)) == 0
-    level = held[niche] + _place(niche, (chance, copy, ~(nearest & (held[niche] == 0))))
+    nearest = place(niche, (chance, rival)) == 0
+    level = held[niche] + place(niche, (chance, copy, ~(nearest & (held[niche] == 0))))
     return np.lexsort((generator.random(len(niche)), level))
-
-
-def _place(group: Ints, keys: Sequence[NDArray[Any]]) -> Ints:
-    """The how-manieth of its group each member is, counted from 0, in the order of the keys (the last counts most)."""
-    order = np.lexsort((*keys, group))
-    sizes = np.bincount(group)
-    place = np.empty(len(group), dtype=np.int64)
-    place[order] = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return place
 
 
 def by_violation(pool: Pool, n: int, generator: np.random.Generator) -> Ints:

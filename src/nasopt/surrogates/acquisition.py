@@ -5,7 +5,6 @@ Notation: m candidates, d objectives, p points of the front.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
@@ -18,6 +17,7 @@ from nasopt.trial import nondominated
 
 Floats: TypeAlias = NDArray[np.float64]
 Region: TypeAlias = tuple[Floats, Floats]
+Point: TypeAlias = tuple[float, ...]
 
 
 def log_expected_improvement(predicted: Posterior, best: float) -> Floats:
@@ -32,28 +32,45 @@ def log_expected_improvement(predicted: Posterior, best: float) -> Floats:
     return np.asarray(np.where(z > 0, direct, log_density + np.log(np.maximum(rest, 1e-300))) + np.log(predicted.deviation))
 
 
-def boxes(front: Floats, reference: Floats) -> Iterator[tuple[Floats, Floats]]:
+def boxes(front: Floats, reference: Floats) -> Iterator[tuple[Point, Point]]:
     """The region below ``reference`` that no point of the front dominates, as disjoint boxes (lower, upper), lower bounds
-    possibly minus infinity; by a sweep over the last objective.
+    possibly minus infinity; by a sweep over the last objective, in which a box lasts while its base does. In three objectives
+    these are O(p).
 
     Args:
         front: (p, d), mutually non-dominated.
         reference: (d,).
     """
     inside = front[(front < reference).all(axis=1)]
+    yield from _swept(tuple(sorted(map(tuple, inside.tolist()), key=lambda point: point[-1])), tuple(reference.tolist()))
+
+
+def _swept(front: Sequence[Point], reference: Point) -> Iterator[tuple[Point, Point]]:
+    """The same of points in the order of their last objective."""
     if len(reference) == 1:
-        top = inside.min() if len(inside) else reference[0]
-        yield np.array([-np.inf]), np.array([top])
+        yield (-np.inf,), min([reference, *front])
         return
-    inside = inside[np.argsort(inside[:, -1], kind="stable")]
-    levels = [-np.inf, *np.unique(inside[:, -1]).tolist(), float(reference[-1])]
-    for low, high in itertools.pairwise(levels):
-        for lower, upper in boxes(_front(inside[inside[:, -1] <= low, :-1]), reference[:-1]):
-            yield np.append(lower, low), np.append(upper, high)
+    bases: dict[tuple[Point, Point], float] = {}  # a box of the other objectives -> from where on it is there
+    low, shadow = -np.inf, list[Point]()
+    for high in [*dict.fromkeys(point[-1] for point in front), reference[-1]]:
+        now = dict.fromkeys(_swept(shadow, reference[:-1]))
+        for lower, upper in [base for base in bases if base not in now]:
+            yield (*lower, bases[lower, upper]), (*upper, low)
+            del bases[lower, upper]
+        for base in now:
+            bases.setdefault(base, low)
+        low = high
+        shadow = _least([*shadow, *(point[:-1] for point in front if point[-1] == high)])
+    for (lower, upper), since in bases.items():
+        yield (*lower, since), (*upper, low)
 
 
-def _front(points: Floats) -> Floats:
-    return points[nondominated(points)] if len(points) else points
+def _least(points: list[Point]) -> list[Point]:
+    """The non-dominated ones, in the order of their last objective."""
+    if not points:
+        return []
+    found = np.array(sorted(set(points), key=lambda point: point[-1]))
+    return [tuple(point) for point in found[nondominated(found)].tolist()]
 
 
 def region(front: Floats, reference: Floats) -> Region:
@@ -71,6 +88,14 @@ def expected_hypervolume_improvement(draws: Sequence[Floats], region: Region) ->
         region: that the front leaves.
     """
     lower, upper = region
+    gains = np.zeros(len(draws[0]))
+    luckiest = np.stack([drawn.min(axis=1) for drawn in draws], axis=1)
+    some = np.flatnonzero((luckiest[:, None] < upper).all(axis=2).any(axis=1))  # the others add nothing in any draw
+    gains[some] = _gains([drawn[some] for drawn in draws], lower, upper)
+    return gains
+
+
+def _gains(draws: Sequence[Floats], lower: Floats, upper: Floats) -> Floats:
     total = np.ones((len(draws[0]), len(lower)))
     for k, drawn in enumerate(draws):
         edges, places = np.unique(np.concatenate([lower[:, k], upper[:, k]]), return_inverse=True)

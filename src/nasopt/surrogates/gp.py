@@ -31,6 +31,8 @@ NOISE_PRIOR = (np.log(1e-2), 1.5)
 """The same of the log noise variance."""
 SCALE_PRIOR = (2.0, 2.0)
 """What the inverse-gamma prior of the signal variance adds to its degrees of freedom and to its sum of squares."""
+ITERATIONS = 30
+"""Steps of L-BFGS in a fit, at most."""
 
 
 def squared_distances(a: Floats, b: Floats) -> Floats:
@@ -116,23 +118,23 @@ class GaussianProcess:
         return _condition(x, np.concatenate([self.z, means]), self.theta, self.mean, self.scale, self.variance)
 
 
-def fit(x: Groups, y: Floats, start: Floats | None = None, iterations: int = 30) -> GaussianProcess:
+def fit(x: Groups, y: Floats, start: Floats | None = None, iterations: int | None = None) -> GaussianProcess:
     """Fits theta by its posterior mode, the variance in closed form.
 
     Args:
         x: features of n observations.
         y: their values, (n,).
         start: theta to start from; None: the priors' means.
-        iterations: of L-BFGS; with 0 ``start`` is kept.
+        iterations: of L-BFGS, `ITERATIONS` by default; with 0 ``start`` is kept.
     """
     mean, scale = float(y.mean()), float(y.std()) or 1.0
     z = (y - mean) / scale
     theta = _priors(len(x))[0] if start is None else start
-    if iterations:
+    if iterations != 0:
         bounds = [(-4.0, 6.0)] * len(x) + [(-9.0, 6.0), (np.log(1e-6), np.log(10.0))]
         parts = np.stack([*(squared_distances(group, group) for group in x), sum(group @ group.T for group in x)])
         theta = minimize(_objective, theta, args=(parts, z), jac=True, method="L-BFGS-B", bounds=bounds,
-                         options={"maxiter": iterations}).x
+                         options={"maxiter": iterations or ITERATIONS}).x
     return _condition(x, z, theta, mean, scale, None)
 
 

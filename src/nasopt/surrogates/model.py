@@ -29,9 +29,6 @@ WIDTH = 1.0
 REFIT = 20
 """A process is fitted anew when one in so many of its observations is new; until then it keeps its lengths."""
 
-ITERATIONS = 30
-"""Steps of a process's fit, at most."""
-
 MOST = 1000
 """Observations beyond which a forest takes the place of a process."""
 
@@ -92,7 +89,7 @@ class Model:
             chance += np.log(np.maximum(ndtr((limit - found.mean) / found.deviation), TINY))
         if not len(self.front):
             return chance
-        if not self.powers and kind == "ei":
+        if self.region is None and kind == "ei":
             return chance + log_expected_improvement(self.objectives[0].predict(points), float(self.front[0, 0]))
         draws = [_draws(process, points, kind, generator) for process in self.objectives]
         if self.region is None:
@@ -177,7 +174,7 @@ class Fitter:
         n, theta = self._lengths.get(name, (0, None))
         if theta is not None and len(y) - n < len(y) / REFIT:
             return gp.fit(x, y, theta, iterations=0)
-        process = gp.fit(x, y, theta, ITERATIONS)
+        process = gp.fit(x, y, theta)
         self._lengths[name] = (len(y), process.theta)
         return process
 
