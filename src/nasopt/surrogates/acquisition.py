@@ -90,7 +90,7 @@ def expected_hypervolume_improvement(draws: Sequence[Floats], region: Region) ->
     lower, upper = region
     gains = np.zeros(len(draws[0]))
     luckiest = np.stack([drawn.min(axis=1) for drawn in draws], axis=1)
-    some = np.flatnonzero((luckiest[:, None] < upper).all(axis=2).any(axis=1))  # the others add nothing in any draw
+    some = np.flatnonzero(np.any(np.all(luckiest[:, None] < upper, axis=2), axis=1))  # the others add nothing in any draw
     gains[some] = _gains([drawn[some] for drawn in draws], lower, upper)
     return gains
 
