@@ -342,6 +342,17 @@ class Layout:
         return [{p: v for p, v, here in zip(paths, row, o, strict=True) if here}
                 for row, o in zip(rows.tolist(), on, strict=True)]
 
+    def neighbours(self, rows: Rows) -> Rows:
+        """All valid rows that differ from one of the rows, silenced ones, in one active choice; by row, column and option."""
+        which, column = np.nonzero(self.active(rows))
+        each = self.options[column]
+        which, column = which.repeat(each), column.repeat(each)
+        value = np.concatenate([np.arange(n) for n in each]) if len(each) else each
+        changed = value != rows[which, column]
+        found = rows[which[changed]]
+        found[np.arange(len(found)), column[changed]] = value[changed]
+        return found[self.valid(found)]
+
     def silence(self, rows: Rows) -> Rows:
         """The same architectures with `first` in every inactive column: equal architectures become equal rows."""
         return rows if self.flat else np.where(self.active(rows), rows, self.first)
@@ -576,15 +587,7 @@ def cross(space: Space, a: Arch, b: Arch, rng: np.random.Generator) -> dict[str,
 def neighbours(space: Space, arch: Arch) -> Iterator[dict[str, int]]:
     """All architectures that differ in one choice; choices that become active take their first option (`Layout.first`)."""
     lay = layout(space)
-    row = lay.rows([arch])
-    for path in arch:
-        k = lay.column[path]
-        for value in range(lay.options[k]):
-            if value != row[0, k]:
-                other = row.copy()
-                other[0, k] = value
-                if lay.valid(other)[0]:
-                    yield lay.archs(other)[0]
+    yield from lay.archs(lay.neighbours(lay.rows([arch])))
 
 
 def encode(space: Space, archs: Sequence[Arch]) -> NDArray[np.float64]:

@@ -8,10 +8,11 @@ from typing import TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from nasopt.errors import InputError, unknown
 from nasopt.seed import rng
-from nasopt.space import Arch, Rows, Space, everything, layout, neighbours, size, uniform
+from nasopt.space import Arch, Rows, Space, everything, layout, size, uniform
 from nasopt.strategies.evolution import pool_of
 from nasopt.strategies.random import Unseen
 from nasopt.surrogates.features import Groups, Hints, Scores, featuriser
@@ -75,6 +76,10 @@ class BayesianOptimization:
 
     def ask(self, n: int, first: int) -> list[Ask]:
         """Up to ``n``; fewer, in the end none, when the space is exhausted."""
+        with _blas().limit(limits=1, user_api="blas"):
+            return self._ask(n, first)
+
+    def _ask(self, n: int, first: int) -> list[Ask]:
         asks: list[Ask] = []
         model: Model | None = None
         for number in range(first, first + n):
@@ -165,14 +170,19 @@ class BayesianOptimization:
         values = promise(rows)
         for _ in range(CLIMBS):
             top = rows[np.argsort(-values, kind="stable")[:PARENTS]]
-            near = [a for arch in self._unseen.layout.archs(top) for a in neighbours(self.problem.space, arch)]
             known = {row.tobytes() for row in rows}
-            new = self._unseen.fresh(self._unseen.layout.rows(near))
+            new = self._unseen.fresh(self._unseen.layout.neighbours(top))
             new = new[[row.tobytes() not in known for row in new]]
             if not len(new):
                 break
             rows, values = np.concatenate([rows, new]), np.concatenate([values, promise(new)])
         return rows, values
+
+
+@lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    """Of the linear algebra's threads: its matrices are small, and several threads are slower than one."""
+    return ThreadpoolController()
 
 
 @lru_cache(maxsize=8)

@@ -8,7 +8,7 @@ import numpy as np
 
 from nasopt.errors import InputError
 from nasopt.seed import rng
-from nasopt.space import Arch, Rows, neighbours
+from nasopt.space import Arch, Rows
 from nasopt.strategies.evolution import Pool, pool_of
 from nasopt.strategies.random import Unseen
 from nasopt.trial import Ask, Problem, Trial
@@ -95,7 +95,8 @@ class LocalSearch:
             chosen = best.pop(int(generator.integers(len(best))))
             self._centre = numbers[chosen]
             self._begun.add(self._centre)
-            rows = self._unseen.layout.rows(list(neighbours(self.problem.space, self._told[self._centre].ask.arch)))
+            lay = self._unseen.layout
+            rows = lay.neighbours(lay.rows([self._told[self._centre].ask.arch]))
             self._queue = self._unseen.fresh(rows[generator.permutation(len(rows))])
 
     @staticmethod
