@@ -351,7 +351,7 @@ class Layout:
         changed = value != rows[which, column]
         found = rows[which[changed]]
         found[np.arange(len(found)), column[changed]] = value[changed]
-        return found[self.valid(found)]
+        return np.asarray(found[self.valid(found)])
 
     def silence(self, rows: Rows) -> Rows:
         """The same architectures with `first` in every inactive column: equal architectures become equal rows."""
