@@ -56,10 +56,13 @@ def test_features_of_a_graph_by_hand() -> None:
     ops = {"op1": 0, "op2": 1, "op3": 1}
     rows = lay.rows([{g.path: {f"g/{k}": v for k, v in (edges | ops).items()}.get(g.path, 0) for g in lay.genes}])
     make = featuriser(graph)
-    choices, counts, paths = (g * scale + mean for g, scale, mean in zip(make(rows), make.scales, make.means, strict=True))
+    choices, counts, wiring = (g * scale + mean for g, scale, mean in zip(make(rows), make.scales, make.means, strict=True))
     assert choices.sum() == pytest.approx(len(lay.genes))
     assert counts[0] == pytest.approx([0, 4, 1, 1])  # of edges, then of operations, on the ways 0-1-2-4 and 0-4
-    assert sorted(paths[0])[-3:] == pytest.approx([0, 1, 1])  # a b, and nothing
+    follows, inputs, outputs = wiring.reshape(3, 4, 4)  # of a, b, the input and the output
+    assert follows == pytest.approx(np.array([[0, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 1], [0, 0, 0, 0]]))
+    assert inputs == pytest.approx(np.array([[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]]))
+    assert outputs == pytest.approx(np.array([[1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]))
     assert (make(lay.canonical(rows))[2] == make(rows)[2]).all()
 
 

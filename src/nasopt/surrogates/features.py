@@ -4,8 +4,11 @@ Three groups, each shifted and scaled so that random architectures have mean 0 a
 
 ``choices``  one-hot of the active choices: where which option is
 ``counts``   how often each option occurs among the choices that have the same options; in a cell or graph, where it is alive
-``paths``    how often each sequence of operations leads from the input of a cell or graph to its output; edges that pass their
-             source on add nothing to it (the path encoding of White, Neiswanger & Savani, AAAI 2021, with counts)
+``wiring``   in a cell, whose operations are on its edges: how often each sequence of operations leads from input to output;
+             edges that pass their source on add nothing to it (the path encoding of White, Neiswanger & Savani, AAAI 2021, with
+             counts). In a graph, whose operations are its vertices: how often an operation follows another, and how often it has
+             so many inputs and so many outputs (one step of Weisfeiler and Lehman's refinement: Ru et al., ICLR 2021, but
+             counted apart, so that vertices that are alike in part share something)
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from nasopt import graphs as dags
 from nasopt.seed import rng
-from nasopt.space import Cell, Graph, Layout, Rows, Space, layout
+from nasopt.space import Cell, Layout, Rows, Space, layout
 
 Floats: TypeAlias = NDArray[np.float64]
 Bools: TypeAlias = NDArray[np.bool_]
@@ -95,20 +99,26 @@ def featuriser(space: Space) -> Featuriser:
 
 
 def _raw(lay: Layout, rows: Rows) -> Groups:
-    """The groups before scaling; cells and graphs alone have paths."""
+    """The groups before scaling; cells and graphs alone have wiring."""
     on = lay.active(rows)
-    live, paths = on.copy(), list[Floats]()
-    parts: list[tuple[Cell | Graph, tuple[int, ...]]] = [*lay.cells, *((w.graph, w.edges + w.ops) for w in lay.graphs)]
-    for node, columns in parts:
-        codes, used = _sequences(node, rows[:, columns]) if isinstance(node, Cell) else _vertices(node, rows[:, columns])
+    live, wiring = on.copy(), list[Floats]()
+    for cell, columns in lay.cells:
+        codes, used = _sequences(cell, rows[:, columns])
         live[:, columns] &= used
-        paths.append(_histogram(np.where(on[:, columns[:1]], codes, -1), _codes(node)))
+        wiring.append(_histogram(np.where(on[:, columns[:1]], codes, -1), _codes(cell)))
+    for w in lay.graphs:
+        wires = w.wires(rows)
+        alive = dags.alive(wires)
+        wires &= alive[:, :, None] & alive[:, None, :]
+        live[:, w.edges] &= dags.flags_of(wires) > 0
+        live[:, w.ops] &= alive[:, 1:-1]
+        wiring.append(_links(wires, rows[:, w.ops], len(w.graph.operations)) * on[:, w.edges[:1]])
     hot = [(rows[:, k, None] == np.arange(m)) for k, m in enumerate(lay.options)]
     choices = np.concatenate([h & on[:, k, None] for k, h in enumerate(hot)], axis=1).astype(np.float64)
     kinds = dict.fromkeys(gene.labels for gene in lay.genes)
     alike = [[k for k, gene in enumerate(lay.genes) if gene.labels == kind] for kind in kinds]
     counts = np.concatenate([sum((hot[k] & live[:, k, None]).astype(np.float64) for k in group) for group in alike], axis=1)
-    return (choices, counts, *([np.concatenate(paths, axis=1)] if paths else []))
+    return (choices, counts, *([np.concatenate(wiring, axis=1)] if wiring else []))
 
 
 def _sequences(cell: Cell, rows: Rows) -> tuple[Rows, Bools]:
@@ -128,18 +138,15 @@ def _sequences(cell: Cell, rows: Rows) -> tuple[Rows, Bools]:
     return np.stack(codes, axis=1), used
 
 
-def _vertices(graph: Graph, rows: Rows) -> tuple[Rows, Bools]:
-    """The same of a graph, whose columns are its edges, then its operations."""
-    base, edges = len(graph.operations) + 1, graph.nodes * (graph.nodes - 1) // 2
-    codes, used = list[Rows](), np.zeros(rows.shape, dtype=bool)
-    for nodes in _ways(graph.nodes):
-        steps, inner = [j * (j - 1) // 2 + i for i, j in pairwise(nodes)], [edges + k - 1 for k in nodes[1:-1]]
-        whole, code = (rows[:, steps] == 1).all(axis=1), np.zeros(len(rows), dtype=np.int64)
-        for k in inner:
-            code = code * base + rows[:, k] + 1
-        codes.append(np.where(whole, code, -1))
-        used[:, steps + inner] |= whole[:, None]
-    return np.stack(codes, axis=1), used
+def _links(wires: dags.Wires, ops: Rows, kinds: int) -> Floats:
+    """Of graphs of v vertices whose dead ones have no edges, (n, v, v), with operations (n, v - 2) of so many kinds: how many
+    edges lead from each kind to each, and how many vertices of each kind have 1, 2, ... v - 1 inputs, and outputs. Input and
+    output are kinds of their own. (n, columns)."""
+    n, nodes = len(wires), wires.shape[1]
+    named = np.concatenate([np.full((n, 1), kinds), ops, np.full((n, 1), kinds + 1)], axis=1)
+    edges, hot = wires.astype(np.float64), (named[:, :, None] == np.arange(kinds + 2)).astype(np.float64)
+    ends = [(edges.sum(axis=side)[:, :, None] == np.arange(1, nodes)).astype(np.float64) for side in (1, 2)]
+    return np.concatenate([(hot.transpose(0, 2, 1) @ other).reshape(n, -1) for other in (edges @ hot, *ends)], axis=1)
 
 
 @lru_cache(maxsize=64)
@@ -150,14 +157,13 @@ def _ways(nodes: int) -> list[tuple[int, ...]]:
 
 
 @lru_cache(maxsize=64)
-def _codes(node: Cell | Graph) -> Rows:
-    """The numbers of all sequences of a cell or graph, sorted; empty if there are more than `MAX_PATHS`."""
-    silent, longest = ((node.none, node.skip), node.nodes - 1) if isinstance(node, Cell) else ((), node.nodes - 2)
-    kinds = [k + 1 for k, label in enumerate(node.operations) if label not in silent]
-    if sum(len(kinds) ** length for length in range(longest + 1)) > MAX_PATHS:
+def _codes(cell: Cell) -> Rows:
+    """The numbers of all sequences of a cell, sorted; empty if there are more than `MAX_PATHS`."""
+    kinds = [k + 1 for k, label in enumerate(cell.operations) if label not in (cell.none, cell.skip)]
+    if sum(len(kinds) ** length for length in range(cell.nodes)) > MAX_PATHS:
         return np.empty(0, dtype=np.int64)
-    base, level, found = len(node.operations) + 1, [0], [0]
-    for _ in range(longest):
+    base, level, found = len(cell.operations) + 1, [0], [0]
+    for _ in range(cell.nodes - 1):
         level = [code * base + kind for code in level for kind in kinds]
         found += level
     return np.array(sorted(found), dtype=np.int64)

@@ -23,9 +23,9 @@ from nasopt.surrogates.features import Groups
 
 Floats: TypeAlias = NDArray[np.float64]
 
-LENGTH_PRIOR = (0.0, 0.5)
+LENGTH_PRIOR = (1.0, 0.5)
 """Mean and deviation of the normal prior of log length; random architectures are at distance 1 in every group."""
-LINEAR_PRIOR = (-2.0, 1.0)
+LINEAR_PRIOR = (-1.0, 1.0)
 """The same of the log weight of the linear part."""
 NOISE_PRIOR = (np.log(1e-2), 1.5)
 """The same of the log noise variance."""
