@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from nasopt import space as spaces
 from nasopt.analysis import stats
@@ -204,6 +205,7 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    threadpool_limits(1)
 
 
 # ------------------------------------------------------------------------------------------------------------- summaries

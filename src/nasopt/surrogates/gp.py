@@ -27,7 +27,7 @@ LENGTH_PRIOR = (1.0, 0.5)
 """Mean and deviation of the normal prior of log length; random architectures are at distance 1 in every group."""
 LINEAR_PRIOR = (-1.0, 1.0)
 """The same of the log weight of the linear part."""
-NOISE_PRIOR = (np.log(1e-2), 1.5)
+NOISE_PRIOR = (np.log(5e-2), 1.0)
 """The same of the log noise variance."""
 SCALE_PRIOR = (2.0, 2.0)
 """What the inverse-gamma prior of the signal variance adds to its degrees of freedom and to its sum of squares."""
