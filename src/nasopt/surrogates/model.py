@@ -8,8 +8,9 @@ from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 from scipy.special import boxcox, inv_boxcox, ndtr
-from scipy.stats import boxcox_normmax, norm, rankdata
+from scipy.stats import norm, rankdata
 
 from nasopt.analysis.hypervolume import reference_point
 from nasopt.seed import integer
@@ -204,7 +205,12 @@ def _power(values: Floats) -> float:
     """The Box-Cox power that makes values look normal, from -2 to 1; 1, which changes nothing, unless all are positive."""
     if len(values) < 4 or values.min() <= 0 or values.max() <= values.min():
         return 1.0
-    return float(np.clip(boxcox_normmax(values, method="mle"), -2.0, 1.0))
+    scaled = values / np.exp(np.log(values).mean())  # its logarithms add up to 0
+
+    def loss(power: float) -> float:  # minus the log-likelihood (Box & Cox, 1964, eq. 8)
+        return float(np.log(boxcox(scaled, power).var()))
+
+    return float(minimize_scalar(loss, bounds=(-2.0, 1.0), method="bounded").x)
 
 
 def _values(scores: Floats, power: float) -> Floats:
