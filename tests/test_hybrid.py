@@ -156,3 +156,20 @@ def test_bad_arguments_are_refused() -> None:
     for options in ({"floor": 0.0}, {"floor": 1.5}, {"memory": -0.1}):
         with pytest.raises(InputError, match="shares"):
             portfolio(**options)
+
+
+def test_the_first_member_begins() -> None:
+    members: dict[str, Strategy] = {"random": RandomSearch(PROBLEM), "local": LocalSearch(PROBLEM)}
+    asked = [t.ask.by for t in run(Portfolio(PROBLEM, 0, members, start=7), 40).trials]
+    assert asked[:7] == ["random"] * 7
+    assert set(asked[7:]) == {"random", "local"}
+
+
+def test_a_generation_that_waits_keeps_nothing_from_others() -> None:
+    tiny = Problem(space.Product("", [space.Choice(f"c{k}", "01") for k in range(3)]), (Objective("near"),))
+    unseen = Unseen(tiny)
+    evolution, other = NSGA2(tiny, population=8, unseen=unseen), RandomSearch(tiny, unseen=unseen)
+    assert len(evolution.ask(1, 0)) == 1  # of a generation of all 8
+    assert len(other.ask(6, 1)) == 6
+    assert len(evolution.ask(8, 7)) == 1
+    assert evolution.ask(1, 8) == other.ask(1, 8) == []

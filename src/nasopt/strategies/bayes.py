@@ -24,6 +24,9 @@ Floats: TypeAlias = NDArray[np.float64]
 ENUMERATE = 20_000
 """Spaces up to this many strings are searched whole for the best candidate, larger ones by sampling and climbing."""
 
+DESIGN = 6
+"""Architectures that a model begins with."""
+
 DRAWN = 1000
 """Of the networks of such a space, how many a joint draw is made for (a random choice; it costs the cube)."""
 
@@ -55,9 +58,9 @@ class BayesianOptimization:
         InputError: a start below 2, or an unknown surrogate or acquisition.
     """
 
-    def __init__(self, problem: Problem, seed: int = 0, surrogate: Kind = "gp", acquisition: Acquisition = "ei", start: int = 6,
-                 initial: Sequence[Arch] = (), hints: Hints | None = None,
-                 ranks: bool = True, unseen: Unseen | None = None) -> None:
+    def __init__(self, problem: Problem, seed: int = 0, surrogate: Kind = "gp", acquisition: Acquisition = "ei",
+                 start: int = DESIGN, initial: Sequence[Arch] = (), hints: Hints | None = None, ranks: bool = True,
+                 unseen: Unseen | None = None) -> None:
         if start < 2:
             raise InputError(f"Bayesian optimisation must start with at least 2 architectures, got {start}.")
         if acquisition not in get_args(Acquisition):

@@ -9,7 +9,7 @@ from nasopt.errors import unknown
 from nasopt.protocols import Strategy
 from nasopt.space import Arch
 from nasopt.strategies.aging import RegularizedEvolution
-from nasopt.strategies.bayes import BayesianOptimization
+from nasopt.strategies.bayes import DESIGN, BayesianOptimization
 from nasopt.strategies.evolution import NSGA2
 from nasopt.strategies.halving import ASHA, Hyperband
 from nasopt.strategies.hybrid import Portfolio
@@ -54,7 +54,7 @@ def _hybrid(problem: Problem, seed: int, initial: Sequence[Arch], hints: Hints |
         "gp-lcb": BayesianOptimization(problem, seed, acquisition="lcb", initial=initial, hints=hints, unseen=unseen),
         "local": LocalSearch(problem, seed, start=1, initial=initial, unseen=unseen),
         "nsga2": NSGA2(problem, seed, population=_size(initial), initial=initial, unseen=unseen),
-    })
+    }, start=DESIGN)
 
 
 STRATEGIES: Mapping[str, Make] = {

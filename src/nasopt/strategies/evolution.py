@@ -209,9 +209,13 @@ class Evolution:
 
     def ask(self, n: int, first: int) -> list[Ask]:
         """Up to ``n`` of the generation under way; [] while its trials are pending, or if the space is exhausted."""
+        self._skip()
         if not len(self._queue) and not self._pending:
+            self._select()
             self._queue = self._breed()
         rows, self._queue = self._queue[:n], self._queue[n:]
+        if not self._repeat:
+            self._unseen.add(rows)
         asks = [Ask(first + k, arch, 1.0, self.seed, self.name) for k, arch in enumerate(self._layout.archs(rows))]
         self._pending.update(range(first, first + len(asks)))
         return asks
@@ -220,7 +224,18 @@ class Evolution:
         """Takes trials; ends the generation with its last one. The order within a generation does not matter."""
         self._pending.difference_update([t.ask.number for t in trials])
         self._told += [t for t in trials if t.ask.fidelity >= 1]
-        if self._pending or len(self._queue) or not self._told:
+        self._skip()
+        if not self._pending and not len(self._queue):
+            self._select()
+
+    def _skip(self) -> None:
+        """Leaves out of the generation what others asked meanwhile."""
+        if len(self._queue) and not self._repeat:
+            self._queue = self._queue[self._unseen.places(self._queue)]
+
+    def _select(self) -> None:
+        """The survivors of the pool and of what was told since become the pool."""
+        if not self._told:
             return
         self._told.sort(key=lambda t: t.ask.number)
         joined = self.pool.join(self._measure(self._told))
@@ -244,7 +259,6 @@ class Evolution:
             rows = np.concatenate([rows, self._children(max(0, self._size - len(rows)), generator)])
         else:
             rows = self._fill(self._unseen.fresh(rows), generator)
-            self._unseen.add(rows)
         self._generation += len(rows) > 0
         return rows
 

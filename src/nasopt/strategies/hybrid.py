@@ -40,19 +40,21 @@ class Portfolio:
         isolated: ask by turns, share nothing.
         floor: share of the asks that is spread evenly over the members whatever their credit, so that none is lost.
         memory: what a trial counts for in its member's credit after each later trial of this member.
+        start: asks that the first member makes before the others have their turn: the design that its model needs.
 
     Raises:
         InputError: no member, or a share that is none.
     """
 
     def __init__(self, problem: Problem, seed: int, members: Mapping[str, Strategy], *, isolated: bool = False,
-                 floor: float = 0.3, memory: float = 0.9) -> None:
+                 floor: float = 0.1, memory: float = 0.9, start: int = 0) -> None:
         if not members:
             raise InputError("a portfolio needs at least one member.")
         if not 0 < floor <= 1 or not 0 <= memory <= 1:
             raise InputError(f"floor {floor} and memory {memory} must be shares of 1, and the floor above 0.")
         self.problem, self.seed = problem, seed
         self._members, self._isolated, self._floor, self._memory = dict(members), isolated, floor, memory
+        self._start = start
         self._own: dict[int, tuple[str, int]] = {}
         self._asked = dict.fromkeys(self._members, 0)
         self._gain = dict.fromkeys(self._members, 0.0)
@@ -92,6 +94,8 @@ class Portfolio:
         names = list(self._members)
         if self._isolated:
             return sorted(names, key=self._asked.__getitem__)
+        if sum(self._asked.values()) < self._start:
+            return names
         credit = np.array(list(self.credit.values()))
         share = credit / credit.sum() if credit.sum() > 0 else np.full(len(names), 1 / len(names))
         chances = self._floor / len(names) + (1 - self._floor) * share
