@@ -96,8 +96,8 @@ def oracle201(options: argparse.Namespace) -> None:
              for column, hints in (("test200_c10", PROXIES), ("test200_c100", tuple(p.replace("c10", "c100") for p in PROXIES)))]
     save("oracle201", "NAS-Bench-201, oracle", "The mean test accuracy after 200 epochs is both what a search sees and what is "
          "reported, as in the figures that others give for queries to the optimum (AG-Net, DiNAS: about 192). Proxies are known "
-         "of every network without a query. The settings of Gaussian processes, the same for all tables, were chosen by what they "
-         "find on these two and on NAS-Bench-101.", found, options)
+         "of every network without a query. The settings of Gaussian processes, the same for all tables, were chosen by what "
+         "they find on these two and on NAS-Bench-101.", found, options)
 
 
 def noisy201(options: argparse.Namespace) -> None:
