@@ -16,7 +16,7 @@ import pytest
 from nasopt.errors import InputError
 from nasopt.protocols import Strategy
 from nasopt.run.search import Budget, search
-from nasopt.space import Choice, Product, Repeat, everything, key, sample
+from nasopt.space import Choice, Graph, Product, Repeat, canonical, check, everything, key, sample
 from nasopt.strategies import catalogue
 from nasopt.strategies.optuna import METHODS, PENALTY, TRIES, Method, OptunaSearch
 from nasopt.testing import strategy as kit
@@ -74,6 +74,15 @@ def test_every_network_is_asked_exactly_once(name: str) -> None:
     assert sorted(key(a.arch) for a in asks) == sorted(key(a) for a in everything(space))
     only = Problem(Choice("only", "xyz"), ONE)
     assert len(drive(of(name)(only, 0), 10, lambda a: {"error": float(a.arch["only"])})) == 3
+
+
+@pytest.mark.parametrize("name", ["cmaes", "gp", "nsga2", "tpe"])
+def test_graphs_that_are_not_valid_are_never_asked(name: str) -> None:
+    graph = Graph("g", 4, ("a", "b"), 4)  # samplers choose among 256 strings, of which fewer are graphs from input to output
+    asks = drive(of(name)(Problem(graph, ONE), 0), 15, lambda a: {"error": float(sum(a.arch.values()))})
+    for ask in asks:
+        check(graph, ask.arch)
+    assert len({key(canonical(graph, a.arch)) for a in asks}) == len(asks) == 15
 
 
 def test_the_asks_do_not_depend_on_the_process() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ except ImportError as missing:
                      "run pip install 'nasopt[optuna]'.") from missing
 
 TRIES = 4
-"""Proposals in a row that may be networks already asked for before a random one is asked instead."""
+"""Proposals in a row that may be networks already asked for, or graphs that are not valid, before a random one is asked instead."""
 
 PENALTY = 1e9
 """What an infeasible trial is worth to a sampler that knows no constraints: more than any feasible one."""
@@ -148,7 +148,12 @@ class OptunaSearch:
         if len(self._initial):
             return self._admit(self._initial[:1])
         for _ in range(TRIES):
-            proposal, row = self._propose()
+            proposal, arch = self._propose()
+            row = self._layout.rows([arch])
+            if not self._layout.valid(row)[0]:
+                self._study.tell(proposal, state=TrialState.FAIL)
+                continue
+            row = self._unseen.canonical(row)
             name = row.tobytes()
             if name in self._known:
                 self._answer(proposal, self._known[name])
@@ -159,15 +164,20 @@ class OptunaSearch:
                 return row
         return self._admit(self._unseen.draw(1, rng(self.seed, number, "optuna")))
 
-    def _propose(self) -> tuple[optuna.Trial, Rows]:
-        """The sampler's next proposal and its network, (1, columns)."""
-        if self._method.conditional:
-            proposal = self._study.ask()
-            arch = walk(self.problem.space, lambda path, labels: proposal.suggest_categorical(path, range(len(labels))))
-        else:
+    def _propose(self) -> tuple[optuna.Trial, dict[str, int]]:
+        """The sampler's next proposal and its choices, whose graphs may not be valid: samplers know of no such rule."""
+        if not self._method.conditional:
             proposal = self._study.ask(self._distributions)
-            arch = proposal.params
-        return proposal, self._unseen.canonical(self._layout.rows([arch]))
+            return proposal, proposal.params
+        proposal, arch = self._study.ask(), dict[str, int]()
+
+        def pick(path: str, labels: tuple[str, ...]) -> int:
+            arch[path] = proposal.suggest_categorical(path, range(len(labels)))
+            return arch[path]
+
+        with suppress(ValueError):  # raised when all is chosen, for a graph that is not valid
+            walk(self.problem.space, pick)
+        return proposal, arch
 
     def _admit(self, row: Rows) -> Rows:
         """Notes that ``row``, if it is one, is asked without the sampler having proposed it."""
