@@ -57,8 +57,8 @@ def test_conformance(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kit._Driver.run, "__defaults__", ((3, 9, 4),))
     problem = Problem(BRANCHES, ONE if METHODS[name].plain else TWO, (Constraint("mb", 0.8),))
     checks = [kit.check_numbering, kit.check_determinism, kit.check_any_order, kit.check_strangers, kit.check_failures]
-    for check in checks if name == "gp" else [*checks, kit.check_replay]:
-        check(of(name), problem)
+    for promise in checks if name == "gp" else [*checks, kit.check_replay]:
+        promise(of(name), problem)
 
 
 def test_conformance_where_the_space_ends() -> None:

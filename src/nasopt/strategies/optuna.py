@@ -26,7 +26,7 @@ except ImportError as missing:
                      "run pip install 'nasopt[optuna]'.") from missing
 
 TRIES = 4
-"""Proposals in a row that may be networks already asked for, or graphs that are not valid, before a random one is asked instead."""
+"""Proposals in a row that may be networks already asked for or graphs that are not valid before a random one is asked instead."""
 
 PENALTY = 1e9
 """What an infeasible trial is worth to a sampler that knows no constraints: more than any feasible one."""
