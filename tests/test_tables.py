@@ -60,6 +60,7 @@ def test_a_damaged_table_is_told(tmp_path: Path) -> None:
     refused(own(tmp_path / "a.npz", archs=None), "no array 'archs'")
     refused(own(tmp_path / "b.npz", error=np.zeros(3)), r"shape \(3,\) instead of \(4,\)")
     refused(own(tmp_path / "c.npz", archs=np.full((4, 2), 7)), "does not describe")
+    refused(own(tmp_path / "f.npz", archs=np.zeros((4, 5))), "shape .4, 5., but the space has 2 choices")
     refused(own(tmp_path / "d.npz", space="[]"), "does not describe")
     np.savez(tmp_path / "e.npz", space=np.array([{}], dtype=object))
     refused(tmp_path / "e.npz", "damaged")

@@ -263,8 +263,10 @@ def _own(path: Path) -> Table:
     found = arrays(path, ("space", "archs"))
     try:
         space, about = spaces.from_json(json.loads(str(found["space"]))), json.loads(str(found.get("about", "{}")))
-        rows = found["archs"].astype(np.int64)
-        for arch in spaces.layout(space).archs(rows):
+        lay, rows = spaces.layout(space), found["archs"].astype(np.int64)
+        if rows.shape[1:] != (len(lay.genes),):
+            raise ValueError(f"archs have shape {rows.shape}, but the space has {len(lay.genes)} choices")
+        for arch in lay.archs(rows):
             spaces.check(space, arch)
     except (ValueError, KeyError, TypeError, IndexError) as problem:
         raise InputError(f"table {str(path)!r} does not describe its space and architectures ({problem}): "
