@@ -69,8 +69,8 @@ def number(value: float) -> float | str:
     return "not found" if np.isinf(value) else value
 
 
-def to_the_optimum(table: str, objective: str, chosen: Sequence[str], queries: int, options: argparse.Namespace, hints: Sequence[str] = ()
-                   ) -> dict[str, Any]:
+def to_the_optimum(table: str, objective: str, chosen: Sequence[str], queries: int, options: argparse.Namespace,
+                   hints: Sequence[str] = ()) -> dict[str, Any]:
     """Queries to the optimum and the best value on the way, of one objective in oracle mode."""
     plain = bench.Task(table, tables(), (objective,), until_optimum=True)
     ready, marks = bench.prepare(plain), [q for q in (10, 25, 50, 100, 150, 200, 300) if q <= queries]
