@@ -41,7 +41,7 @@ def write(name: str, results: Mapping[str, Any], seeds: Sequence[int]) -> Path:
     record = {
         **results,
         "name": name,
-        "command": "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_portable, sys.argv[1:])]),
         "seeds": list(seeds),
         "date": datetime.now(UTC).date().isoformat(),
         "load": _load(),
@@ -52,6 +52,11 @@ def write(name: str, results: Mapping[str, Any], seeds: Sequence[int]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1, allow_nan=False, default=_plain) + "\n")
     return path
+
+
+def _portable(word: str) -> str:
+    """A word of the command without this machine's folders."""
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def _plain(value: Any) -> Any:
