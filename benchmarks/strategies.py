@@ -152,7 +152,7 @@ def front201(options: argparse.Namespace) -> None:
             rows.append([row["strategy"], row["seeds"], *cells, 1e3 * row["seconds"]])
         text = f", {DEPLOYABLE}" if bounds else ""
         found.append({"caption": f"Hypervolume as a share of the true front's ({len(ready.front)} points{text}) after so many "
-                                 f"queries: interquartile mean, 95 % bootstrap interval",
+                                 "queries: interquartile mean, 95 % bootstrap interval",
                       "columns": ["strategy", "seeds", *map(str, marks), "ms a query"], "rows": rows})
     save("front201", "NAS-Bench-201, three objectives", f"Test accuracy on CIFAR-10, latency on a Raspberry Pi 4 ({LATENCY}) and "
          f"energy on an EdgeGPU ({ENERGY}), from HW-NAS-Bench; in the frame from the true front's ideal point to a tenth of its "
@@ -244,7 +244,7 @@ def overhead(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     with threadpool_limits(1):
         for name in names(options):
-            rows.append([name, *(1e3 * seconds_an_ask(name, told, 3 if name in SLOW else 20) for told in marks)])
+            rows.append([name, *(1e3 * seconds_an_ask(name, told, 3 if name == "optuna-gp" else 20) for told in marks)])
             print(rows[-1], flush=True)
     save("overhead", "What an ask costs", "A strategy is told of random architectures and then asked for one at a time, and told "
          "of it.", [{"caption": "ms an ask and a tell, mean of 20 (of Optuna's Gaussian process: of 3), after so many trials of "

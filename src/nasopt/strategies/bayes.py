@@ -21,11 +21,11 @@ from nasopt.trial import Ask, Problem, Trial
 
 Floats: TypeAlias = NDArray[np.float64]
 
-ENUMERATE = 20_000
-"""Spaces up to this many strings are searched whole for the best candidate, larger ones by sampling and climbing."""
-
 DESIGN = 6
 """Architectures that a model begins with."""
+
+ENUMERATE = 20_000
+"""Spaces up to this many strings are searched whole for the best candidate, larger ones by sampling and climbing."""
 
 DRAWN = 1000
 """Of the networks of such a space, how many a joint draw is made for (a random choice; it costs the cube)."""
