@@ -33,8 +33,12 @@ from nasopt.trial import Ask, Constraint, Trial
 ALL = ("random", "local", "rea", "nsga2", "optuna-tpe", "optuna-gp", "forest", "gp", "gp-lcb", "gp-ts", "hybrid")
 """In the order of the rows."""
 
-SLOW = {"forest": 20, "optuna-gp": 10}
-"""Strategies that take long, and the seeds that they get at most."""
+SLOW = {"forest": (20, 300), "optuna-gp": (10, 300)}
+"""Strategies that take long, and the seeds and the queries that they get at most."""
+
+SLOW_FRONTS = {"gp": (12, 500), "hybrid": (12, 500), "optuna-tpe": (12, 500), "gp-lcb": (12, 150), "gp-ts": (12, 150),
+               "forest": (6, 150), "optuna-gp": (6, 150)}
+"""The same for three objectives."""
 
 PROXIES = ("c10__naswot", "c10__logsynflow")
 """Zero-cost proxies that cost no training; their values come with NAS-Bench-201's table."""
@@ -42,11 +46,13 @@ PROXIES = ("c10__naswot", "c10__logsynflow")
 ENERGY, LATENCY, DEPLOYABLE = "c10__edgegpu_energy", "c10__raspi4_latency", Constraint("c10__edgetpu_undeployable", 0.0)
 
 
-def searches(task: bench.Task, names: Sequence[str], queries: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+def searches(task: bench.Task, names: Sequence[str], queries: int, options: argparse.Namespace,
+             slow: Mapping[str, tuple[int, int]] = SLOW) -> list[dict[str, Any]]:
     """Runs what is not kept yet; prints how far it is."""
     began, runs = time.perf_counter(), list[dict[str, Any]]()
     for name in names:
-        runs += once(task, name, queries, min(options.seeds, SLOW.get(name, options.seeds)), options.keep)
+        seeds, most = slow.get(name, (options.seeds, queries))
+        runs += once(task, name, min(queries, most), min(options.seeds, seeds), options.keep)
         print(f"{task.table} {','.join(task.objectives)} {name}: {time.perf_counter() - began:.0f} s", flush=True)
     return runs
 
@@ -140,15 +146,14 @@ def front201(options: argparse.Namespace) -> None:
         task = bench.Task("nb201", tables(), ("test200_c10", LATENCY, ENERGY), constraints=bounds)
         ready = bench.prepare(task)
         chosen = [n for n in names(options) if n not in ("local", "rea")] + ["nsga3", "optuna-nsga2"] * (options.only is None)
-        runs = searches(task, [n for n in chosen if n not in SLOW], max(marks), options)
-        runs += searches(task, [n for n in chosen if n in SLOW], 150, options)
+        runs = searches(task, chosen, max(marks), options, SLOW_FRONTS)
         if options.only is None:
             with ProcessPoolExecutor() as pool:
                 runs += pool.map(pymoo, *zip(*((task, seed, max(marks)) for seed in range(options.seeds)), strict=True))
         rows = []
         for row in bench.summary(ready.problem, runs, ready.front, marks):
-            cells = [f"{i.value:.4f} [{i.low:.4f}, {i.high:.4f}]" if q <= 150 or row["strategy"] not in SLOW else "–"
-                     for q, i in row["at"].items()]
+            asked = SLOW_FRONTS.get(row["strategy"], (0, max(marks)))[1]
+            cells = [f"{i.value:.4f} [{i.low:.4f}, {i.high:.4f}]" if q <= asked else "–" for q, i in row["at"].items()]
             rows.append([row["strategy"], row["seeds"], *cells, 1e3 * row["seconds"]])
         text = f", {DEPLOYABLE}" if bounds else ""
         found.append({"caption": f"Hypervolume as a share of the true front's ({len(ready.front)} points{text}) after so many "
