@@ -12,7 +12,7 @@ from threadpoolctl import ThreadpoolController
 
 from nasopt.errors import InputError, unknown
 from nasopt.seed import rng
-from nasopt.space import Arch, Rows, Space, everything, layout, size, uniform
+from nasopt.space import Arch, Rows, Space, connected, everything, layout, size, uniform
 from nasopt.strategies.evolution import pool_of
 from nasopt.strategies.random import Unseen
 from nasopt.surrogates.features import Groups, Hints, Scores, featuriser
@@ -48,7 +48,8 @@ class BayesianOptimization:
         seed: the run's seed.
         surrogate: ``gp`` or ``forest``, see `surrogates.model.Fitter`.
         acquisition: what a candidate is chosen by: ``ei``, ``lcb`` or ``ts``, see `surrogates.model.Model.promise`.
-        start: architectures asked before the first model: those of `space.uniform`, the rest random.
+        start: architectures asked before the first model: those of `space.uniform` in random order, what does not see its input
+            last (a cell without operations teaches much, but is no good to begin with), the rest random.
         initial: architectures to ask first; they count for ``start``, as do others' trials.
         hints: what is known of architectures for nothing, such as zero-cost proxies: more features.
         ranks: judge a single objective by the ranks of its values, whatever their scale.
@@ -72,7 +73,9 @@ class BayesianOptimization:
         self._unseen, self._fit = unseen or Unseen(problem), Fitter(problem, surrogate, seed, ranks)
         self._scores = None if hints is None else Scores.of(problem.space, hints)
         self._initial = self._unseen.layout.rows(list(initial))
-        self._uniform = self._unseen.layout.rows(uniform(problem.space))
+        designs = uniform(problem.space)
+        mixed = [designs[k] for k in rng(seed, 0, "design").permutation(len(designs))]
+        self._uniform = self._unseen.layout.rows(sorted(mixed, key=lambda arch: not connected(problem.space, arch)))
         self._start = start
         self._told: dict[int, Trial] = {}
         self._pending: dict[int, Rows] = {}
