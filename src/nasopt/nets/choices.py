@@ -35,12 +35,31 @@ M = TypeVar("M", bound=nn.Module)
 
 
 # ------------------------------------------------------------------------------------------------------- choice modules
+@dataclass(frozen=True, eq=False)
+class Mix:
+    """How a choice mixes its options while they are relaxed (`nasopt.nets.relaxed.mixed` sets it).
+
+    Attributes:
+        weights: (rows, options), with their gradients; a `Wiring` has a row per edge, all others have one.
+        live: of every row, the options that are computed; the others have weight 0.
+        bypass: how much of its input is added to the output of every mixture of operations (DARTS−, Chu et al., ICLR 2021).
+        edges: of a `Wiring`, what each edge is multiplied by, (rows,) (edge normalisation, PC-DARTS, Xu et al., ICLR 2020).
+    """
+
+    weights: Tensor
+    live: tuple[tuple[int, ...], ...]
+    bypass: float = 0.0
+    edges: Tensor | None = None
+
+
 class Choosing(nn.Module):
-    """A choice. ``chosen`` holds one option index per slot (a `Wiring` has a slot per edge, all others have one)."""
+    """A choice. ``chosen`` holds one option index per slot (a `Wiring` has a slot per edge, all others have one); where it is
+    `MIXED`, ``mix`` says how."""
 
     def __init__(self, chosen: Sequence[int]) -> None:
         super().__init__()
         self.chosen = list(chosen)
+        self.mix: Mix | None = None
 
     def select(self, slot: int, option: int) -> None:
         """Makes ``option`` the active one."""
@@ -99,8 +118,11 @@ class OneOf(Choosing):
         self.options = nn.ModuleList(named.values())
 
     def forward(self, x: Tensor) -> Tensor:
-        """The active option's output."""
-        return self.options[self.chosen[0]](x)  # type: ignore[no-any-return]
+        """The active option's output, or the mixture of all."""
+        if self.chosen[0] != MIXED:
+            return self.options[self.chosen[0]](x)  # type: ignore[no-any-return]
+        assert self.mix is not None
+        return _mixture_of(self.options, self.labels, x, self.mix)
 
 
 class DifferentiableOp(Choosing):
@@ -128,11 +150,18 @@ class DifferentiableOp(Choosing):
         """The active operation's output, or the mixture."""
         if self.chosen[0] != MIXED:
             return self.options[self.chosen[0]](x)  # type: ignore[no-any-return]
-        outputs = [operation(x) for operation in self.options]
-        return mixture(torch.softmax(self.alpha, 0), outputs, self.labels)
+        everything = (tuple(range(len(self.labels))),)
+        return _mixture_of(self.options, self.labels, x, self.mix or Mix(torch.softmax(self.alpha, 0)[None], everything))
 
 
-def mixture(weights: Tensor, outputs: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
+def _mixture_of(options: nn.ModuleList, labels: Sequence[str], x: Tensor, mix: Mix) -> Tensor:
+    """The mixture of the live options' outputs for one input."""
+    live = mix.live[0]
+    total = mixture([mix.weights[0, k] for k in live], [options[k](x) for k in live], [labels[k] for k in live])
+    return total + mix.bypass * x if mix.bypass else total
+
+
+def mixture(weights: Sequence[Tensor], outputs: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
     """sum_o weights[o] · outputs[o].
 
     Raises:
@@ -182,11 +211,26 @@ class Width(Choosing):
 
     @property
     def value(self) -> int:
-        """The active option."""
+        """The active option; the largest while it is a mixture."""
         return self.sizes[self.chosen[0]]
+
+    def mask(self) -> Tensor | None:
+        """While it is a mixture: how much of every channel there is, (largest,): the weights of all options that hold it (Wan et
+        al., FBNetV2, CVPR 2020, fig. 3)."""
+        return _mask(self, self.sizes)
 
     def __mul__(self, factor: int) -> Multiple:
         return Multiple(self, factor)
+
+
+def _mask(choice: Choosing, sizes: Sequence[int]) -> Tensor | None:
+    """sum_k weight[k] · (the first sizes[k] places), if the choice is a mixture."""
+    if choice.chosen[0] != MIXED:
+        return None
+    assert choice.mix is not None
+    weights = choice.mix.weights[0]
+    held = torch.tensor(sizes)[:, None] > torch.arange(max(sizes))
+    return weights @ held.to(weights.dtype)
 
 
 class Multiple(nn.Module):
@@ -212,6 +256,10 @@ class Multiple(nn.Module):
         """``factor`` times the active option."""
         return self.factor * self.width.value
 
+    def mask(self) -> Tensor | None:
+        """As `Width.mask`."""
+        return _mask(self.width, self.sizes)
+
 
 class KernelSize(Choosing):
     """An odd kernel size; a smaller kernel is the centre of the largest one (Cai et al., Once-for-all, ICLR 2020, §3).
@@ -231,8 +279,17 @@ class KernelSize(Choosing):
 
     @property
     def value(self) -> int:
-        """The active option."""
+        """The active option; the largest while it is a mixture."""
         return self.sizes[self.chosen[0]]
+
+    def mask(self) -> Tensor | None:
+        """While it is a mixture: how much of every place of the largest kernel there is, (k, k) (Stamoulis et al., Single-Path
+        NAS, ECML 2019, eq. 4, with weights in place of thresholds)."""
+        line = _mask(self, self.sizes)
+        if line is None:
+            return None
+        ring = (torch.arange(self.sizes[-1]) - self.sizes[-1] // 2).abs()
+        return line[(2 * torch.maximum(ring[:, None], ring)).clamp(max=len(line) - 1)]
 
 
 class Depth(Choosing):
@@ -263,14 +320,20 @@ class Depth(Choosing):
 
     @property
     def value(self) -> int:
-        """The active number of blocks."""
+        """The active number of blocks; all of them while it is a mixture."""
         return self.sizes[self.chosen[0]]
 
     def forward(self, x: Tensor) -> Tensor:
-        """The output of block ``value``."""
-        for block in islice(self.blocks, self.value):
-            x = block(x)
-        return x
+        """The output of block ``value``, or the mixture of the outputs after each number of blocks."""
+        outputs = {0: x}
+        for number, block in enumerate(islice(self.blocks, self.value), 1):
+            outputs[number] = x = block(x)
+        if self.chosen[0] != MIXED:
+            return x
+        assert self.mix is not None
+        live = self.mix.live[0]
+        return mixture([self.mix.weights[0, k] for k in live], [outputs[self.sizes[k]] for k in live],
+                       [f"{self.labels[k]} blocks" for k in live])
 
 
 # ---------------------------------------------------------------------------------------------------------------- sizes
@@ -285,6 +348,12 @@ class Elastic(Protocol):
 
     @property
     def value(self) -> int: ...
+
+
+def masked(x: Tensor, size: Size, dim: int) -> Tensor:
+    """``x`` with the channels of a size that is a mixture multiplied by how much of them there is; otherwise as it is."""
+    mask = size.mask() if isinstance(size, (Width, Multiple)) else None
+    return x if mask is None else x * mask.to(x.dtype).view(-1, *[1] * (x.ndim - 1 - dim % x.ndim))
 
 
 class Upstream:
@@ -427,8 +496,12 @@ class Conv2d(ElasticLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(n, in, h, w) -> (n, out, h', w')."""
         weight, bias = self.sliced()
+        mask = None if isinstance(self.kernel, int) else self.kernel.mask()
+        if mask is not None:
+            weight = weight * mask
         groups, here = size_now(self.groups), self.largest
-        return F.conv2d(x, weight, bias, here.stride, self.padding(weight.shape[-1]), here.dilation, groups)
+        out = F.conv2d(x, weight, bias, here.stride, self.padding(weight.shape[-1]), here.dilation, groups)
+        return masked(out, self.out_channels, 1)
 
     def plain(self) -> nn.Conv2d:
         """The active `torch.nn.Conv2d`."""
@@ -478,7 +551,7 @@ class Linear(ElasticLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return F.linear(x, *self.sliced())
+        return masked(F.linear(x, *self.sliced()), self.out_features, -1)
 
     def plain(self) -> nn.Linear:
         """The active `torch.nn.Linear`."""
@@ -501,7 +574,7 @@ class BatchNorm2d(ElasticLayer):
         """(n, channels, h, w) -> the same."""
         here, size = self.largest, size_now(self.num_features)
         if size == here.num_features:
-            return here(x)  # type: ignore[no-any-return]
+            return masked(here(x), self.num_features, 1)
         mean, variance, count = here.running_mean, here.running_var, here.num_batches_tracked
         assert mean is not None and variance is not None and count is not None and here.momentum is not None
         if self.training:
@@ -538,7 +611,7 @@ class LayerNorm(ElasticLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(..., features) -> the same."""
         here, size = self.largest, size_now(self.features)
-        return F.layer_norm(x, (size,), here.weight[:size], here.bias[:size], here.eps)
+        return masked(F.layer_norm(x, (size,), here.weight[:size], here.bias[:size], here.eps), self.features, -1)
 
     def plain(self) -> nn.LayerNorm:
         """The active `torch.nn.LayerNorm`."""
@@ -612,13 +685,16 @@ class Graph(nn.Module):
         wiring: the choice of the edges' operations; one object may serve several graphs.
         operations: label -> factory, called once for each edge (not for ``none`` and ``skip`` under ``algebra``).
         activation: what a node's value passes before an operation (once per node); None: nothing.
+        partial: only one in so many channels passes the operations, which are made for so few; the others pass by, and channels
+            change places after each edge (PC-DARTS, Xu et al., ICLR 2020, §3.1). For searching: such a network is not extracted.
 
     Raises:
         InputError: the operations are not those of the wiring.
     """
 
     def __init__(
-        self, wiring: Wiring, operations: Mapping[str, Callable[[], nn.Module]], activation: nn.Module | None = None
+        self, wiring: Wiring, operations: Mapping[str, Callable[[], nn.Module]], activation: nn.Module | None = None,
+        partial: int = 1
     ) -> None:
         super().__init__()
         cell = wiring.cell
@@ -628,6 +704,7 @@ class Graph(nn.Module):
             )
         self.wiring = wiring
         self.activation = activation
+        self.partial = partial
         self.free = {cell.none, cell.skip} if cell.rule == "algebra" else set()
         built = [label for label in cell.operations if label not in self.free]
         self.edges = nn.ModuleList(nn.ModuleDict({label: operations[label]() for label in built}) for _ in cell.edges)
@@ -644,27 +721,43 @@ class Graph(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels, h, w) -> the same shape."""
 
-        def edge(k: int, option: int, node: Node) -> Tensor:
-            if option == MIXED:
-                return self._mixture(k, node)
-            operation = self.operation(k, option)
-            return node.raw if operation is None else operation(node.active())
+        return run_graph(x, self.wiring.terms(), self.wiring.cell.nodes - 1, self._edge, self.activation)
 
-        return run_graph(x, self.wiring.terms(), self.wiring.cell.nodes - 1, edge, self.activation)
+    def _edge(self, edge: int, option: int, node: Node) -> Tensor | None:
+        """What an edge adds to its target; None: nothing."""
+        if self.partial == 1:
+            return self._mixture(edge, node) if option == MIXED else self._term(edge, option, node)
+        part = node.first(self.partial)
+        out = self._mixture(edge, part) if option == MIXED else self._term(edge, option, part)
+        rest = node.raw[:, part.raw.shape[1]:]
+        return shuffled(torch.cat([torch.zeros_like(part.raw) if out is None else out, rest], 1), self.partial)
 
-    def _mixture(self, edge: int, node: Node) -> Tensor:
-        assert self.wiring.alpha is not None
-        cell, weights = self.wiring.cell, torch.softmax(self.wiring.alpha[edge], 0)
-        terms = []
-        for option, label in enumerate(cell.operations):
-            operation = self.operation(edge, option)
-            if operation is not None or label == cell.skip:
-                terms.append((option, label, node.raw if operation is None else operation(node.active())))
-        options, labels, outputs = zip(*terms, strict=True)
-        return mixture(weights[list(options)], outputs, labels)
+    def _term(self, edge: int, option: int, node: Node) -> Tensor:
+        operation = self.operation(edge, option)
+        return node.raw if operation is None else operation(node.active())
+
+    def _mixture(self, edge: int, node: Node) -> Tensor | None:
+        cell, mix = self.wiring.cell, self.wiring.mix
+        if mix is None:
+            assert self.wiring.alpha is not None
+            mix = Mix(torch.softmax(self.wiring.alpha, 1), (tuple(range(len(cell.operations))),) * len(cell.edges))
+        live = [option for option in mix.live[edge] if cell.operations[option] != cell.none]
+        total = None if not live else mixture([mix.weights[edge, option] for option in live],
+                                              [self._term(edge, option, node) for option in live],
+                                              [cell.operations[option] for option in live])
+        if mix.bypass:
+            total = mix.bypass * node.raw if total is None else total + mix.bypass * node.raw
+        return total if total is None or mix.edges is None else mix.edges[edge] * total
 
     def plain(self, copied: Callable[[nn.Module], nn.Module]) -> PlainGraph:
-        """The active edges only."""
+        """The active edges only.
+
+        Raises:
+            InputError: only a part of the channels passes the operations.
+        """
+        if self.partial > 1:
+            raise InputError(f"only 1 in {self.partial} channels passes this network's operations, so that it can be searched "
+                             "but not extracted: extract from the network with partial=1.")
         terms = self.wiring.terms()
         modules = {k: self.operation(k, o) for _, sources in terms for _, k, o in sources}
         kept = {str(k): copied(m) for k, m in modules.items() if m is not None}
@@ -705,19 +798,32 @@ class Node:
             self.activated = self.raw if self.activation is None else self.activation(self.raw)
         return self.activated
 
+    def first(self, parts: int) -> Node:
+        """The first of so many parts of the channels."""
+        width = self.raw.shape[1] // parts
+        node = Node(self.raw[:, :width], self.activation)
+        node.activated = self.active()[:, :width]
+        return node
+
+
+def shuffled(x: Tensor, groups: int) -> Tensor:
+    """Channels (n, groups · c, h, w) in the order 0, c, 2c, ..., 1, c + 1, ... (Zhang et al., ShuffleNet, CVPR 2018, §3.1)."""
+    n, channels, h, w = x.shape
+    return x.view(n, groups, channels // groups, h, w).transpose(1, 2).reshape(n, channels, h, w)
+
 
 def run_graph(
-    x: Tensor, terms: Terms, last: int, edge: Callable[[int, int, Node], Tensor], activation: nn.Module | None
+    x: Tensor, terms: Terms, last: int, edge: Callable[[int, int, Node], Tensor | None], activation: nn.Module | None
 ) -> Tensor:
     """The value of node ``last``: node j = sum of ``edge(edge, operation, node i)``; zeros if nothing reaches it."""
     nodes = {0: Node(x, activation)}
     for j, sources in terms:
         total: Tensor | None = None
         for i, k, option in sources:
-            term = edge(k, option, nodes[i])
-            total = term if total is None else total + term
-        assert total is not None
-        nodes[j] = Node(total, activation)
+            term = edge(k, option, nodes[i]) if i in nodes else None
+            total = term if total is None else total if term is None else total + term
+        if total is not None:
+            nodes[j] = Node(total, activation)
     return nodes[last].raw if last in nodes else torch.zeros_like(x)
 
 
@@ -866,7 +972,7 @@ def _default_name(choice: Choosing) -> str:
     return "cell" if isinstance(choice, Wiring) else type(choice).__name__.lower()
 
 
-def _plan(module: nn.Module) -> Plan:
+def plan_of(module: nn.Module) -> Plan:
     """The module's plan, made on first use and kept beside (not in) its state."""
     plan: Plan | None = module.__dict__.get(PLAN)
     if plan is None:
@@ -896,7 +1002,7 @@ def space_of(module: nn.Module) -> Space:
     Raises:
         InputError: the module has no choices, or two would get one name.
     """
-    return _plan(module).space
+    return plan_of(module).space
 
 
 def activate(module: nn.Module, arch: Arch) -> None:
@@ -905,7 +1011,7 @@ def activate(module: nn.Module, arch: Arch) -> None:
     Raises:
         InputError: ``arch`` is not an architecture of ``space_of(module)``.
     """
-    plan = _plan(module)
+    plan = plan_of(module)
     values: list[int] = []
     met = 0
     for gene, steered in zip(plan.columns.genes, plan.steered, strict=True):
@@ -927,14 +1033,14 @@ def activate(module: nn.Module, arch: Arch) -> None:
 
 def relax(module: nn.Module) -> None:
     """Makes every differentiable choice a mixture again."""
-    for choice in _plan(module).choices:
+    for choice in plan_of(module).choices:
         if isinstance(choice, DifferentiableOp) or (isinstance(choice, Wiring) and choice.alpha is not None):
             choice.chosen[:] = [MIXED] * len(choice.chosen)
 
 
 def architecture_parameters(module: nn.Module) -> list[nn.Parameter]:
     """The alphas of all differentiable choices, in the order of the space."""
-    return [c.alpha for c in _plan(module).choices if isinstance(c, (DifferentiableOp, Wiring)) and c.alpha is not None]
+    return [c.alpha for c in plan_of(module).choices if isinstance(c, (DifferentiableOp, Wiring)) and c.alpha is not None]
 
 
 # ----------------------------------------------------------------------------------------------------------- extraction
@@ -948,7 +1054,7 @@ def extract(module: M, arch: Arch) -> M:
     Raises:
         InputError: ``arch`` is not an architecture of ``space_of(module)``.
     """
-    choices = _plan(module).choices
+    choices = plan_of(module).choices
     before = [list(choice.chosen) for choice in choices]
     try:
         activate(module, arch)
@@ -1003,7 +1109,7 @@ def smallest(module: nn.Module) -> dict[str, int]:
 
 
 def _extreme(module: nn.Module, sign: int) -> dict[str, int]:
-    plan = _plan(module)
+    plan = plan_of(module)
     graphs = {m.wiring: m for m in module.modules() if isinstance(m, Graph)}
     arch: dict[str, int] = {}
     values: list[int] = []

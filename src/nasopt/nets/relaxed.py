@@ -1,0 +1,120 @@
+"""A module with inline choices as a continuous function of weights of their options (the relaxation of DARTS, Liu et al., ICLR
+2019, §2.2): which weights there are, setting them, and the architecture that is nearest to some.
+
+Choices that one column of the space steers (blocks that make the same choice) share their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nasopt.errors import InputError
+from nasopt.nets.choices import MIXED, Choosing, Mix, Wiring, plan_of
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Choices that share their weights.
+
+    Attributes:
+        path: the space's column, or of a cell all of its edges' common beginning.
+        choices: the modules.
+        rows: 1, or the edges of a cell.
+        labels: of the options.
+        none, skip: which options remove an edge or pass its source on, if any.
+        targets: of every row, the node that it leads to; () if there are no nodes.
+    """
+
+    path: str
+    choices: tuple[Choosing, ...]
+    rows: int
+    labels: tuple[str, ...]
+    none: int | None = None
+    skip: int | None = None
+    targets: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, options)."""
+        return self.rows, len(self.labels)
+
+
+def groups(module: nn.Module) -> tuple[Group, ...]:
+    """The groups of weights of a module, in the order of its space.
+
+    Raises:
+        InputError: the module has no choices, or none with more than one option.
+    """
+    plan, found, seen = plan_of(module), list[Group](), set[Choosing]()
+    for gene, steered in zip(plan.columns.genes, plan.steered, strict=True):
+        new = tuple(dict.fromkeys(choice for choice, _ in steered if choice not in seen))
+        if not new:
+            continue
+        seen.update(new)
+        first = new[0]
+        if isinstance(first, Wiring):
+            cell = first.cell
+            none, skip = (None if label is None else cell.operations.index(label) for label in (cell.none, cell.skip))
+            found.append(Group(gene.path.rpartition("/")[0], new, len(cell.edges), cell.operations, none, skip,
+                               tuple(j for _, j in cell.edges)))
+        else:
+            found.append(Group(gene.path, new, 1, gene.labels))
+    if all(len(group.labels) == 1 for group in found):
+        raise InputError(f"every choice of {type(module).__name__} has a single option, so that there is nothing to weigh: give "
+                         "its choices two options at least.")
+    return tuple(found)
+
+
+@contextmanager
+def mixed(module: nn.Module, mixes: Sequence[Mix]) -> Iterator[None]:
+    """Within the context the module computes the mixture; afterwards it is what it was.
+
+    Args:
+        mixes: one for every group of `groups`.
+    """
+    found = [choice for group in groups(module) for choice in group.choices]
+    before = [(list(choice.chosen), choice.mix) for choice in found]
+    try:
+        for group, mix in zip(groups(module), mixes, strict=True):
+            for choice in group.choices:
+                choice.chosen[:], choice.mix = [MIXED] * len(choice.chosen), mix
+        yield
+    finally:
+        for choice, (chosen, mix_before) in zip(found, before, strict=True):
+            choice.chosen[:], choice.mix = chosen, mix_before
+
+
+def mix(weights: Tensor, bypass: float = 0.0, edges: Tensor | None = None) -> Mix:
+    """The mix of weights (rows, options); options of weight 0 are not computed."""
+    live = tuple(tuple(np.flatnonzero(row).tolist()) for row in weights.detach().cpu().numpy())
+    return Mix(weights, live, bypass, edges)
+
+
+def nearest(module: nn.Module, weights: Sequence[Tensor], allowed: Sequence[Tensor] | None = None) -> dict[str, int]:
+    """The architecture of the largest weight in every row.
+
+    Args:
+        weights: (rows, options) of every group.
+        allowed: the same shapes, bool: what may be chosen; None: everything.
+    """
+    plan = plan_of(module)
+    picked: dict[tuple[Choosing, int], int] = {}
+    for k, group in enumerate(groups(module)):
+        scores = weights[k].detach()
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed[k], -torch.inf)
+        for row, option in enumerate(scores.argmax(1).tolist()):
+            picked.update({(choice, row): option for choice in group.choices})
+    arch, values = dict[str, int](), list[int]()
+    for gene, steered in zip(plan.columns.genes, plan.steered, strict=True):
+        here = gene.parent < 0 or values[gene.parent] in gene.when
+        values.append(picked[steered[0]] if here else -1)
+        if here:
+            arch[gene.path] = values[-1]
+    return arch
