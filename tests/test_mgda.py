@@ -55,12 +55,12 @@ def test_two_gradients_are_the_clipped_formula() -> None:
 @pytest.mark.parametrize("objectives", [1, 2, 3, 4, 5])
 def test_every_objective_falls_along_the_shortest_vector(objectives: int) -> None:
     for seed in range(100):
-        g = 10.0 ** (seed % 7 - 3) * drawn(seed, objectives, (2, 4, 30)[seed % 3])
+        g = 10.0 ** (8 * (seed % 3 - 1)) * drawn(seed, objectives, (2, 4, 30)[seed % 3])
         weights = min_norm(g)
         assert bool((weights >= 0).all()) and float(weights.sum()) == pytest.approx(1, abs=1e-12)
         d, size = weights @ g, float(g.norm())
         assert float((g @ d).min()) >= float(d @ d) - 1e-12 * size**2
-        assert float(d.norm()) == pytest.approx(shortest(g.numpy()), abs=1e-7 * size)
+        assert float(d.norm()) == pytest.approx(shortest(g.numpy()), abs=1e-12 * size)
 
 
 def test_repeated_opposed_and_absent_gradients() -> None:

@@ -12,7 +12,7 @@ from nasopt.errors import InputError
 def expected(weights: Tensor, table: Tensor) -> Tensor:
     """Σ_e Σ_o p_eo · c_eo, scalar: the mean cost of the architectures whose options are drawn independently with probabilities p.
 
-    Exact for a cost that is the sum of its parts, and for no other (ProxylessNAS, ICLR 2019, eq. 3).
+    Exact for a cost that is the sum of its parts, and for no other (Cai et al., ProxylessNAS, ICLR 2019).
 
     Args:
         weights: p, (..., options).

@@ -15,7 +15,7 @@ from nasopt.errors import InputError
 
 
 def min_norm(gradients: Tensor) -> Tensor:
-    """The weights γ (objectives,) of the shortest d (Sener & Koltun, NeurIPS 2018, eq. 3), up to rounding.
+    """The weights γ (objectives,) of the shortest d (Sener & Koltun, NeurIPS 2018), up to rounding.
 
     With A the gradients as columns, ‖Au‖² + (Σu - 1)² over u = sγ ≥ 0 is least in s where it is N / (1 + N), N = ‖Aγ‖²: so its
     non-negative least squares are in the direction of γ (Lawson & Hanson 1974).
