@@ -1,0 +1,346 @@
+"""Differentiable search: the weights w and the architecture parameters α of one relaxed network, trained in turn,
+
+    min_α L_val(w*(α), α)  subject to  w*(α) = argmin_w L_train(w, α)        (Liu et al., DARTS, ICLR 2019, eq. 3, 4)
+
+A `Method` says of which parts a step is made; `nasopt.strategies.gradient` names the published ones. All that is random in a step
+follows from the seed and the step's number, so that `DifferentiableSearch.state` and a seed are all that a resumed search needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nasopt import seed as seeds
+from nasopt.errors import InputError
+from nasopt.nets import relax, relaxed
+from nasopt.nets.choices import Mix
+from nasopt.nets.depthwise import Depthwise
+from nasopt.nets.hypergradient import FirstOrder, Hypergradient, Loss, Tensors
+from nasopt.nets.train import Augment, Images, Recipe, autocast, batches, channels_last, optimisers, set_rates
+from nasopt.space import Arch
+
+Batch: TypeAlias = tuple[Tensor, Tensor]
+
+
+def cosine(t: float) -> float:
+    """DARTS's learning rate as a share of its peak: from 1 to 0.04."""
+    return 0.04 + 0.96 * (1 + math.cos(math.pi * t)) / 2
+
+
+ONE, ZERO = relax.constant(1.0), relax.constant(0.0)
+FIRST_ORDER = FirstOrder()
+SGD = Recipe(batch=64, kernel_lr=None, lr=0.025, momentum=0.9, weight_decay=3e-4, smoothing=0.0)
+"""How DARTS trains the weights."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """The parts of a differentiable search. The defaults are DARTS of first order.
+
+    Attributes:
+        relaxation: from architecture parameters to weights of the options.
+        temperature: its temperature over the progress from 0 to 1, as all schedules here.
+        hypergradient: how the outer loss's gradient is taken.
+        regularisers: of the architecture parameters, with their coefficients.
+        bypass: how much of its input every mixture gets as an auxiliary skip connection (DARTS−).
+        perturbation, radius: what is added to α while the weights are trained, up to so much in every entry: a random vector or
+            the one of `ATTACKS` ascent steps on the training loss (SDARTS, Chen & Hsieh, ICML 2020, eq. 5, 6).
+        edges: weigh the edges that lead to one node, too, by a softmax (PC-DARTS).
+        still: share of the steps in which α rests.
+        prune: (progress, options): from when on how many options a row keeps, those of the largest α (P-DARTS, DrNAS).
+        trial: choose each row's option by what the validation loss loses without it (DARTS-PT, Wang et al., ICLR 2021), instead
+            of by the largest α.
+        lr, betas, decay: of Adam for α.
+        start: deviation of the normal values that α starts with.
+        recipe: of the weights' training; ``epochs`` and ``warmup`` are not used.
+        rates: the weights' learning rates as a share of their peaks.
+    """
+
+    relaxation: relax.Relaxation = relax.softmax
+    temperature: relax.Schedule = ONE
+    hypergradient: Hypergradient = FIRST_ORDER
+    regularisers: tuple[tuple[relax.Regulariser, relax.Schedule], ...] = ()
+    bypass: relax.Schedule = ZERO
+    perturbation: Literal["random", "adversarial"] | None = None
+    radius: relax.Schedule = ZERO
+    edges: bool = False
+    still: float = 0.0
+    prune: tuple[tuple[float, int], ...] = ()
+    trial: bool = False
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.5, 0.999)
+    decay: float = 1e-3
+    start: float = 1e-3
+    recipe: Recipe = SGD
+    rates: relax.Schedule = cosine
+
+
+ATTACKS = 3
+"""Ascent steps of an adversarial perturbation."""
+
+
+@dataclass(eq=False)
+class DifferentiableSearch:
+    """The search of one relaxed network, step by step.
+
+    Args:
+        net: a module with inline choices; its weights are trained in place.
+        training: what the weights learn from.
+        validation: what the architecture parameters learn from; no image of ``training``.
+        method: the parts.
+        steps: how many there are in all.
+        seed: everything random follows from it.
+        augment: of the training batches.
+
+    Attributes:
+        alphas: the architecture parameters of every group of `nasopt.nets.relaxed.groups`, (rows, options).
+        betas: those of the edges, (rows,); empty for groups without nodes, and without `Method.edges`.
+        allowed: which options are left, bool like ``alphas``.
+        done: steps done, those of `settle` included.
+
+    Raises:
+        InputError: an empty validation part, or one that shares images with the training part.
+    """
+
+    net: nn.Module
+    training: Images
+    validation: Images
+    method: Method
+    steps: int
+    seed: int
+    augment: Augment
+    alphas: list[Tensor] = field(init=False)
+    betas: list[Tensor] = field(init=False)
+    allowed: list[Tensor] = field(init=False)
+    done: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        _check_parts(self.training, self.validation)
+        self.groups = relaxed.groups(self.net)
+        generator = self._generator("start")
+        self.alphas = [(self.method.start * torch.randn(g.shape, generator=generator)).requires_grad_() for g in self.groups]
+        self.betas = [torch.zeros(len(g.targets) if self.method.edges else 0).requires_grad_() for g in self.groups]
+        self.allowed = [torch.ones(g.shape, dtype=torch.bool) for g in self.groups]
+        channels_last(self.net.train())
+        self._weights = optimisers(self.net, self.method.recipe)
+        self._adam = torch.optim.Adam([*self.alphas, *self.betas], self.method.lr, self.method.betas,
+                                      weight_decay=self.method.decay)
+
+    # ------------------------------------------------------------------------------------------------------------ a step
+    def run(self, steps: int) -> list[float]:
+        """So many steps more, at most those that are left; the training loss of each.
+
+        Batches begin anew with every call: a resumed search must make the same calls.
+
+        Raises:
+            FloatingPointError: a loss or a gradient is not finite.
+        """
+        batch, losses = self.method.recipe.batch_for(self.training), list[float]()
+        inner = batches(self.training, batch, self.augment, self.seed, 2 * self.done)
+        outer = batches(self.validation, min(batch, len(self.validation)), self.augment, self.seed, 2 * self.done + 1)
+        for _ in range(min(steps, self.steps - self.done)):
+            self._prune()
+            train = next(inner)
+            if self.progress >= self.method.still:
+                self._step_alphas(train, next(outer))
+            losses.append(self._step_weights(train))
+            self.done += 1
+        return losses
+
+    @property
+    def progress(self) -> float:
+        """From 0 to 1."""
+        return min(1.0, self.done / self.steps)
+
+    def _step_alphas(self, train: Batch, val: Batch) -> None:
+        parameters = [*self.alphas, *self.betas]
+        names, w = zip(*self.net.named_parameters(), strict=True)
+        gradient = self.method.hypergradient(self._loss(val, names), self._loss(train, names), w, parameters)
+        penalty = self.penalty(self.alphas)
+        if penalty.requires_grad:
+            for total, extra in zip(gradient, torch.autograd.grad(penalty, self.alphas, allow_unused=True), strict=False):
+                total += 0 if extra is None else extra
+        for p, slope in zip(parameters, gradient, strict=True):
+            p.grad = slope
+        self._adam.step()
+
+    def penalty(self, alphas: Tensors) -> Tensor:
+        """The regularisers' sum over the groups, as it is now."""
+        total = torch.zeros(())
+        for regulariser, coefficient in self.method.regularisers:
+            if factor := coefficient(self.progress):
+                total = total + factor * torch.stack([regulariser(alpha) for alpha in alphas]).sum()
+        return total
+
+    def _step_weights(self, train: Batch) -> float:
+        for opt in self._weights:
+            opt.zero_grad(set_to_none=True)
+        set_rates(self._weights, self.method.rates(self.progress))
+        loss = self.loss(train, [*self._perturbed(train), *(b.detach() for b in self.betas)])
+        loss.backward()
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the training loss became {loss.item()} at step {self.done + 1} of {self.steps}: "
+                                     "use a smaller learning rate.")
+        nn.utils.clip_grad_norm_(self.net.parameters(), self.method.recipe.clip)
+        for opt in self._weights:
+            opt.step()
+        return loss.item()
+
+    def _perturbed(self, train: Batch) -> list[Tensor]:
+        """α as the weights' training sees it."""
+        here, radius = [a.detach() for a in self.alphas], self.method.radius(self.progress)
+        if self.method.perturbation is None or radius == 0:
+            return here
+        generator = self._generator("perturbation")
+        moved = [a + radius * (2 * torch.rand(a.shape, generator=generator) - 1) for a in here]
+        for _ in range(ATTACKS if self.method.perturbation == "adversarial" else 0):
+            at = [a.requires_grad_() for a in moved]
+            slopes = torch.autograd.grad(self.loss(train, [*at, *(b.detach() for b in self.betas)]), at)
+            moved = [(a.detach() + radius * s.sign()).clamp(h - radius, h + radius)
+                     for a, s, h in zip(at, slopes, here, strict=True)]
+        return moved
+
+    # ------------------------------------------------------------------------------------------------------------ a loss
+    def loss(self, batch: Batch, parameters: Tensors, weights: dict[str, Tensor] | None = None) -> Tensor:
+        """The cross-entropy of a batch (x, labels), given α and the edges' parameters, and weights instead of the network's."""
+        x, y = batch
+        with relaxed.mixed(self.net, self.mixes(parameters)), autocast(), Depthwise():
+            logits = self.net(x) if weights is None else torch.func.functional_call(self.net, weights, (x,))
+            return functional.cross_entropy(logits.float(), y, label_smoothing=self.method.recipe.smoothing)
+
+    def _loss(self, batch: Batch, names: Sequence[str]) -> Loss:
+        return lambda w, a: self.loss(batch, a, dict(zip(names, w, strict=True)))
+
+    def mixes(self, parameters: Tensors) -> list[Mix]:
+        """How every group mixes its options now. The draw is one and the same during a step."""
+        count, method, t = len(self.groups), self.method, self.progress
+        generator = self._generator("relaxation")
+        found = []
+        for group, alpha, beta, allowed in zip(self.groups, parameters[:count], parameters[count:], self.allowed, strict=True):
+            kept = allowed.nonzero()[:, 1].view(len(alpha), -1)
+            weights = method.relaxation(alpha.gather(1, kept), method.temperature(t), generator)
+            full = torch.zeros_like(alpha).scatter(1, kept, weights)
+            found.append(relaxed.mix(full, method.bypass(t), _by_target(beta, group.targets) if len(beta) else None))
+        return found
+
+    def _generator(self, stream: str) -> torch.Generator:
+        return torch.Generator().manual_seed(seeds.integer(self.seed, self.done, f"differentiable {stream}"))
+
+    # ----------------------------------------------------------------------------------------------------- architectures
+    def _prune(self) -> None:
+        for when, keep in self.method.prune:
+            if self.progress >= when:
+                for alpha, allowed in zip(self.alphas, self.allowed, strict=True):
+                    if keep < int(allowed[0].sum()):
+                        best = alpha.detach().masked_fill(~allowed, -torch.inf).topk(keep).indices
+                        allowed.copy_(torch.zeros_like(allowed).scatter(1, best, True))
+
+    def architecture(self) -> dict[str, int]:
+        """The architecture of the largest α."""
+        return relaxed.nearest(self.net, self.alphas, self.allowed)
+
+    def sample(self, number: int) -> dict[str, int]:
+        """A random architecture: every option with its probability softmax(α)."""
+        generator = torch.Generator().manual_seed(seeds.integer(self.seed, number, "differentiable sample"))
+        scores = [relax.gumbel(a.detach().masked_fill(~k, -torch.inf), 1.0, generator)
+                  for a, k in zip(self.alphas, self.allowed, strict=True)]
+        return relaxed.nearest(self.net, scores)
+
+    @torch.no_grad()
+    def validation_loss(self, limit: int) -> float:
+        """The mixture's mean loss over at most ``limit`` validation images."""
+        index, total = torch.arange(min(limit, len(self.validation))), 0.0
+        for part in index.split(256):
+            batch = self.validation.normalised(part), self.validation.y[part]
+            total += self.loss(batch, [*self.alphas, *self.betas]).item() * len(part)
+        return total / len(index)
+
+    def settle(self, tuning: int, limit: int = 2048) -> Iterator[Arch]:
+        """DARTS-PT's choice: row by row in random order, the option without which the validation loss is largest; after each row
+        ``tuning`` steps of the weights. Yields the architecture after each row."""
+        order = [(k, row) for k, group in enumerate(self.groups) for row in range(group.rows)]
+        for place in torch.randperm(len(order), generator=self._generator("settle")).tolist():
+            k, row = order[place]
+            weights = self.mixes([*self.alphas, *self.betas])[k].weights[row].detach()
+            losses = {option: self._without(k, row, option, limit) for option in weights.nonzero()[:, 0].tolist()}
+            best = max(losses, key=losses.__getitem__)
+            with torch.no_grad():
+                self.alphas[k][row] = torch.full_like(weights, -30.0).index_fill(0, torch.tensor(best), 30.0)
+            self._tune(tuning)
+            yield self.architecture()
+
+    def _without(self, k: int, row: int, option: int, limit: int) -> float:
+        kept = self.alphas[k].detach().clone()
+        with torch.no_grad():
+            self.alphas[k][row, option] = -30.0
+            loss = self.validation_loss(limit)
+            self.alphas[k].copy_(kept)
+        return loss
+
+    def _tune(self, steps: int) -> None:
+        inner = batches(self.training, self.method.recipe.batch_for(self.training), self.augment, self.seed, 2 * self.done)
+        for _ in range(steps):
+            self._step_weights(next(inner))
+            self.done += 1
+
+    # -------------------------------------------------------------------------------------------------------------- state
+    def state(self) -> dict[str, Tensor]:
+        """Everything that the next steps depend on, as named tensors."""
+        found = {f"net {k}": v for k, v in self.net.state_dict().items()}
+        for name, tensors in (("alpha", self.alphas), ("beta", self.betas), ("allowed", self.allowed)):
+            found.update({f"{name} {k}": v.detach() for k, v in enumerate(tensors)})
+        for number, opt in enumerate([*self._weights, self._adam]):
+            for place, kept in opt.state_dict()["state"].items():
+                found.update({f"opt {number} {place} {key}": torch.as_tensor(v) for key, v in kept.items() if v is not None})
+        return {**found, "done": torch.tensor(self.done)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Sets what `state` gave.
+
+        Raises:
+            InputError: it is not the state of such a search.
+        """
+        try:
+            self.net.load_state_dict({k[4:]: v for k, v in state.items() if k.startswith("net ")})
+            with torch.no_grad():
+                for name, tensors in (("alpha", self.alphas), ("beta", self.betas), ("allowed", self.allowed)):
+                    for k, tensor in enumerate(tensors):
+                        tensor.copy_(state[f"{name} {k}"])
+            for number, opt in enumerate([*self._weights, self._adam]):
+                kept: dict[int, dict[str, Tensor]] = {}
+                for key, value in state.items():
+                    kind, *rest = key.split(" ", 3)
+                    if kind == "opt" and int(rest[0]) == number:
+                        kept.setdefault(int(rest[1]), {})[rest[2]] = value.clone()
+                opt.load_state_dict({**opt.state_dict(), "state": kept})
+            self.done = int(state["done"])
+        except (KeyError, RuntimeError, ValueError) as problem:
+            raise InputError("the saved state of the differentiable search belongs to another network or method: start the "
+                             f"search anew ({problem}).") from None
+
+
+def _by_target(beta: Tensor, targets: Sequence[int]) -> Tensor:
+    """softmax over the edges that lead to one node (Xu et al., PC-DARTS, ICLR 2020, eq. 4)."""
+    at = torch.tensor(targets)
+    shares = torch.zeros_like(beta)
+    for target in sorted(set(targets)):
+        where = (at == target).nonzero()[:, 0]
+        shares = shares.scatter(0, where, beta[where].softmax(0))
+    return shares
+
+
+def _check_parts(training: Images, validation: Images) -> None:
+    if not len(validation):
+        raise InputError("the validation part is empty, from which a differentiable search learns the architecture: give it a "
+                         "share of the images.")
+    both = set(training.index.tolist()) & set(validation.index.tolist())
+    if training.x is validation.x and both:
+        raise InputError(f"the training and the validation part share {len(both)} images: the architecture would learn from what "
+                         "the weights have seen; split them apart.")
