@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from nasopt.analysis import bilevel
 from nasopt.analysis.bilevel import Bilevel, Inner, Method
 from nasopt.analysis.convergence import fitted_rate
+from nasopt.cli import main
 from nasopt.errors import InputError
 
 Floats = bilevel.Floats
@@ -314,3 +317,25 @@ def test_bad_calls_are_refused() -> None:
         bilevel.alternation(SCALAR, 0.1, Inner(1, 0.1, np.zeros(1)))
     with pytest.raises(InputError, match="at least 1"):
         bilevel.violations(0, 0)
+
+
+# ------------------------------------------------------------------------------------------------------------- command
+def test_the_command_prints_the_table_and_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["certify", "--instances", "5", "--seed", "3", "--json", str(tmp_path / "t.json")]) == 0
+    out = capsys.readouterr().out
+    for part in ("none holds", "diverges", "potential 0.", "violated in 0 of 5 random", "1.0000, 1.0625, 1.0820, 1.0803"):
+        assert part in out
+    found = json.loads((tmp_path / "t.json").read_text())
+    rows = found["family"]
+    assert len(rows) == 10 and rows[0]["method"] == "exact implicit"
+    assert rows[0]["rho_theory"] == pytest.approx(1 - 1 / rows[0]["kappa"])
+    assert rows[5]["rho_theory"] is None and rows[-1]["diverges"] and rows[-1]["bias_measured"] is None
+    assert found["violations"]["potential"] == 0 and found["seed"] == 3
+    assert found == json.loads(json.dumps(bilevel.report(5, 3).to_json())), "the same on every run"
+    assert found["family"] != json.loads(json.dumps(bilevel.report(5, 4).to_json()))["family"]
+
+
+def test_the_command_refuses_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["certify", "--json", "/no/such/folder/t.json"]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert main(["certify", "--instances", "0"]) == 2
