@@ -243,7 +243,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"nasopt {nasopt.__version__}\n"
-    for command in ("search", "resume", "report", "export"):
+    for command in ("search", "resume", "report", "export", "certify"):
         assert main([command, "--help"]) == 0
         assert "Example" in capsys.readouterr().out
     assert main([]) == 2

@@ -25,6 +25,7 @@ def loaded_after(code: str) -> set[str]:
     "from nasopt.cli import main\nassert main(['--help']) == 0",
     "from nasopt.cli import main\nassert main(['search', '--help']) == 0",
     "from nasopt.cli import main\nassert main(['--version']) == 0",
+    "from nasopt.cli import main\nassert main(['certify', '--instances', '1']) == 0",
 ])
 def test_no_heavy_package_is_loaded(code: str) -> None:
     assert loaded_after(code) == set()

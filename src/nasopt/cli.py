@@ -20,6 +20,7 @@ from nasopt import __version__, goals
 from nasopt.errors import InputError, unknown
 
 if TYPE_CHECKING:
+    from nasopt.analysis.bilevel import Report, Row
     from nasopt.analysis.comparison import Comparison
     from nasopt.bench import Bench
     from nasopt.job import Run
@@ -336,6 +337,30 @@ def compare(
     _show_comparison(found, html)
 
 
+CERTIFY_EPILOG = """Examples:
+
+nasopt certify
+
+nasopt certify --instances 1000 --seed 1 --json table.json
+"""
+
+
+@app.command(epilog=CERTIFY_EPILOG)
+def certify(
+    instances: Annotated[int, typer.Option(min=1, metavar="N", help="Random problems to check the potential's bound on.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random problems.")] = 0,
+    json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write every number there.")] = None,
+) -> None:
+    """Check what is proven of gradient-based search on bilevel problems with closed forms: rates, biases, bounds."""
+    _check_folders(json_)
+    from nasopt.analysis import bilevel
+
+    found = bilevel.report(instances, seed)
+    if json_ is not None:
+        json_.write_text(json.dumps(found.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+    _show_family(found)
+
+
 def _check_folders(*files: Path | None) -> None:
     """Raises InputError before any work if a file cannot be written where it should."""
     for file in files:
@@ -398,6 +423,38 @@ def _show_complexity(context: typer.Context) -> None:
                "numpy.")
     if any(row.time is None for row in rows):
         typer.echo("Instructions were not counted: that needs valgrind, which is not installed.")
+
+
+def _show_family(found: Report) -> None:
+    def theory(row: Row) -> str:
+        if row.diverges:
+            return "diverges"
+        if row.rho_theory is None:
+            return "none holds" if row.rho_bound is None else f"potential {row.rho_bound:.5f}"
+        return f"{row.rho_theory:.5f}"
+
+    def number(value: float | None, form: str) -> str:
+        return "–" if value is None else format(value, form)
+
+    assumptions = list(dict.fromkeys(row.assumes for row in found.family))
+    table = Table("method", "η", "κ", "ρ theory", "spectral radius", "ρ fitted", "bias theory", "bias measured", "assumes",
+                  title=f"Bilevel problems with closed forms, seed {found.seed}", title_justify="left")
+    for row in found.family:
+        table.add_row(row.method, f"{row.eta:.4f}", f"{row.kappa:.3f}", theory(row), number(row.rho_spectral, ".5f"),
+                      number(row.rho_fitted, ".5f"), number(row.bias_theory, ".3e"), number(row.bias_measured, ".3e"),
+                      f"({assumptions.index(row.assumes) + 1})")
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    for k, text in enumerate(assumptions):
+        typer.echo(f"({k + 1}) {text}")
+    seen, example = found.violations, found.counterexample
+    typer.echo(f"potential: V_t ≤ spr(G)^t V_0 violated in {seen.potential} of {seen.instances} random problems with alternating "
+               f"updates (greatest quotient {seen.worst:.4f}); assumes {seen.assumes}")
+    typer.echo(f"naive bound: |α_t - α*| ≤ ρ^t |α_0 - α*| violated in {seen.naive} of the same; it assumes {example.assumes}")
+    typer.echo(f"counter-example to it: α = {', '.join(f'{a:.4f}' for a in example.alphas)}, errors "
+               f"{', '.join(f'{e:.4f}' for e in example.errors)}, naive bound {', '.join(f'{b:.4f}' for b in example.naive)}; "
+               f"the potential's bound {'holds' if example.potential_holds else 'FAILS'} there")
+
+
 def _show_tuning(found: Mapping[str, Any], folder: Path) -> None:
     before, after, shares = found["untuned"], found["tuned"], found["importance"]
     table = Table("hyper-parameter", "untuned", "tuned", title=f"training of {found['id']}", title_justify="left")
