@@ -36,7 +36,7 @@ ALL = ("random", "local", "rea", "nsga2", "optuna-tpe", "optuna-gp", "forest", "
 SLOW = {"forest": (20, 300), "optuna-gp": (10, 300)}
 """Strategies that take long, and the seeds and the queries that they get at most."""
 
-SLOW_FRONTS = {"gp": (12, 500), "hybrid": (12, 500), "optuna-tpe": (12, 500), "gp-lcb": (12, 150), "gp-ts": (12, 150),
+SLOW_FRONTS = {"gp": (6, 500), "hybrid": (6, 500), "optuna-tpe": (6, 500), "gp-lcb": (6, 150), "gp-ts": (6, 150),
                "forest": (6, 150), "optuna-gp": (6, 150)}
 """The same for three objectives."""
 

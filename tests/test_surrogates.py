@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 from scipy.optimize import approx_fprime
-from scipy.stats import norm
+from scipy.stats import norm, yeojohnson, yeojohnson_normmax
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import DotProduct, Matern
 
 from nasopt import space as spaces
 from nasopt.analysis.hypervolume import hypervolume
 from nasopt.space import Cell, Choice, Graph, Product
-from nasopt.surrogates import forest, gp, model
+from nasopt.surrogates import forest, gp, model, power
 from nasopt.surrogates.acquisition import boxes, expected_hypervolume_improvement, log_expected_improvement, region
 from nasopt.surrogates.features import featuriser
 from nasopt.trial import Ask, Constraint, Objective, Problem, Trial, nondominated
@@ -294,10 +294,36 @@ def test_nothing_feasible_yet_means_looking_for_it() -> None:
     assert (fitted.promise(x, "ei", np.random.default_rng(0)) == 0).all()
 
 
-def test_values_of_several_objectives_come_back_from_their_powers() -> None:
-    values = np.array([5.6, 6.0, 7.0, 30.0, 90.0])
-    power = model._power(values)
-    assert power < 0
-    np.testing.assert_allclose(model._values(model.boxcox(values, power), power), values)
-    assert model._power(np.array([-1.0, 2.0, 3.0, 4.0])) == 1
-    assert np.isinf(model._values(np.array([10.0]), -1.0))
+def test_hypervolume_is_measured_to_beyond_the_worst_feasible_values_so_that_the_front_can_be_extended() -> None:
+    problem = Problem(Product("", [Choice("a", "abcdefgh")]), (Objective("f0"), Objective("f1")), (Constraint("f2", 1.0),))
+    values = [(1.0, 5.0, 0.0), (3.0, 4.0, 0.0), (9.0, 6.0, 0.0), (20.0, 30.0, 2.0)]
+    trials = [Trial(Ask(k, {"a": k}), dict(zip(("f0", "f1", "f2"), v, strict=True)), 0.0) for k, v in enumerate(values)]
+    rows = spaces.layout(problem.space).rows([t.ask.arch for t in trials])
+    found = model.Fitter(problem)(trials, featuriser(problem.space)(rows))
+    assert found.reference is not None and sorted(map(tuple, found.front)) == [(1.0, 5.0), (3.0, 4.0)]
+    np.testing.assert_allclose(found.reference, [9.0 + 0.1 * 8.0, 6.0 + 0.1 * 2.0])
+
+
+@pytest.mark.parametrize("values", [[5.6, 6.0, 7.0, 30.0, 90.0], [-94.0, -93.0, -93.5, -10.0, -80.0, -94.1],
+                                    [1.0, -2.0, 3.0, 4.5]])
+def test_the_power_of_yeo_and_johnson(values: list[float]) -> None:
+    x = np.array(values)
+    found = power.fit(x)
+    z = (x - found.middle) / found.spread
+    assert found.middle == np.median(x) and found.spread == np.subtract(*np.quantile(x, (0.75, 0.25)))
+    np.testing.assert_allclose(found.scores(x), yeojohnson(z, found.power), rtol=1e-12)
+    np.testing.assert_allclose(found.values(found.scores(x)), x, rtol=1e-12)
+    best = np.clip(yeojohnson_normmax(z), *power.RANGE)
+    assert abs(found.power - best) < 1e-3 and found.power != 1
+
+
+def test_a_power_is_straight_without_values_to_bend_it_and_ends_where_no_value_is() -> None:
+    few, equal = power.fit(np.array([1.0, 5.0, 3.0])), power.fit(np.full(9, 4.0))
+    np.testing.assert_allclose(few.scores(np.array([1.0, 3.0, 5.0])), [-1.0, 0.0, 1.0])
+    assert equal.scores(np.array([4.0])) == 0 and few.power == equal.power == 1
+    bent = power.Power(0.0, 1.0, -1.0)
+    assert np.isinf(bent.values(np.array([10.0]))) and bent.values(np.array([0.5])) == pytest.approx(1.0)
+    for p in (0.0, 2.0):
+        ends = power.Power(1.0, 2.0, p)
+        np.testing.assert_allclose(ends.values(ends.scores(np.array([-9.0, 0.0, 4.0]))), [-9.0, 0.0, 4.0])
+

@@ -38,7 +38,7 @@ how often the neighbours of the most promising candidates join them."""
 class BayesianOptimization:
     """Bayesian optimisation over architectures that are different networks (see `space.canonical`).
 
-    The values of one objective become normal scores by rank, those of several are transformed by Box and Cox's powers. What
+    The values of one objective become normal scores by rank, those of several are bent by powers (`surrogates.power`). What
     constraints bound and whether evaluations fail are learned, too. Asks that are pending count as told at their predictions.
 
     No regret bound holds: those that are known need a kernel and a noise that are not fitted.

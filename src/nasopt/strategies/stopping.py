@@ -57,6 +57,8 @@ class SmallGain:
         if not len(model.front):
             return math.inf
         _, promised = asker.promises(model, rng(self.seed, len(trials), "stopping"))
-        single = len(self.problem.objectives) == 1
-        there = abs(float(model.front.min())) if single else hypervolume(model.front, model.reference)
+        if len(self.problem.objectives) == 1 or model.reference is None:
+            there = abs(float(model.front.min()))
+        else:
+            there = hypervolume(model.front, model.reference)
         return float(np.exp(np.sort(promised)[-more:]).sum() / max(there, 1e-12))

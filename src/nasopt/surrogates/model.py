@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import boxcox, inv_boxcox, ndtr
+from scipy.special import ndtr
 from scipy.stats import norm, rankdata
 
 from nasopt.analysis.hypervolume import reference_point
@@ -17,6 +16,7 @@ from nasopt.seed import integer
 from nasopt.surrogates import forest, gp
 from nasopt.surrogates.acquisition import Region, expected_hypervolume_improvement, log_expected_improvement, region
 from nasopt.surrogates.features import Groups
+from nasopt.surrogates.power import Power, fit
 from nasopt.trial import Problem, Trial, nondominated
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -61,17 +61,20 @@ class Model:
 
     Attributes:
         objectives: one surrogate an objective, of transformed values.
-        powers: the Box-Cox power of every objective's transformation; none if there is one objective by its ranks, whose
-            surrogate is of their normal scores.
+        powers: every objective's transformation; none if there is one objective by its ranks, whose surrogate is of their normal
+            scores.
         feasibility: surrogates of what the constraints bound and of whether evaluations fail, and up to where that is feasible.
         front: of what is feasible: (p, objectives), or, by ranks, the best score (1, 1); no row if nothing is.
-        region: what this front leaves below the `reference`; None by ranks.
+        reference: a little beyond the worst feasible values, to where hypervolume is measured, (objectives,): a front's own nadir
+            would give nothing for what extends it. None by ranks.
+        region: what this front leaves below the reference; None by ranks.
     """
 
     objectives: tuple[Surrogate, ...]
-    powers: tuple[float, ...]
+    powers: tuple[Power, ...]
     feasibility: tuple[tuple[Surrogate, float], ...]
     front: Floats
+    reference: Floats | None = None
     region: Region | None = None
 
     def promise(self, points: Groups, kind: Acquisition, generator: np.random.Generator) -> Floats:
@@ -95,20 +98,15 @@ class Model:
         draws = [_draws(process, points, kind, generator) for process in self.objectives]
         if self.region is None:
             return chance - draws[0][:, 0]
-        values = [_values(drawn, power) for drawn, power in zip(draws, self.powers, strict=True)]
+        values = [power.values(drawn) for drawn, power in zip(draws, self.powers, strict=True)]
         return chance + np.log(np.maximum(expected_hypervolume_improvement(values, self.region), TINY))
-
-    @property
-    def reference(self) -> Floats:
-        """What hypervolume is measured to: a little beyond the front's nadir, (objectives,)."""
-        return _reference(self.front)
 
     def believing(self, points: Groups) -> Model:
         """This model as if the points had been evaluated to their predicted means (kriging believer: Ginsbourger, Le Riche &
         Carraro, 2010). What is best so far stays what it is."""
         objectives = tuple(process.believing(points) for process in self.objectives)
         feasibility = tuple((process.believing(points), limit) for process, limit in self.feasibility)
-        return Model(objectives, self.powers, feasibility, self.front, self.region)
+        return replace(self, objectives=objectives, feasibility=feasibility)
 
 
 @dataclass(eq=False)
@@ -144,12 +142,14 @@ class Fitter:
             scores = _scores(rows[:, 0])
             best = scores[feasible].min(keepdims=True) if feasible.any() else np.empty(0)
             return Model((self._fit("objective", x, scores),), (), limits, best[:, None])
-        powers = tuple(_power(column) for column in rows.T)
-        processes = tuple(self._fit(f"objective {k}", x, boxcox(column, power) if power != 1 else column)
+        powers = tuple(fit(column) for column in rows.T)
+        processes = tuple(self._fit(f"objective {k}", x, power.scores(column))
                           for k, (column, power) in enumerate(zip(rows.T, powers, strict=True)))
         good = rows[feasible]
-        front = good[nondominated(good)] if len(good) else good
-        return Model(processes, powers, limits, front, region(front, _reference(front)) if len(front) else None)
+        if not len(good):
+            return Model(processes, powers, limits, good)
+        front, reference = good[nondominated(good)], reference_point(good.min(axis=0), good.max(axis=0))
+        return Model(processes, powers, limits, front, reference, region(front, reference))
 
     def _feasibility(self, trials: Sequence[Trial], features: Groups, failed: NDArray[np.bool_]
                      ) -> tuple[tuple[Surrogate, float], ...]:
@@ -192,31 +192,6 @@ def _take(features: Groups, which: NDArray[np.bool_]) -> Groups:
     return tuple(group[which] for group in features)
 
 
-def _reference(front: Floats) -> Floats:
-    return reference_point(front.min(axis=0), front.max(axis=0))
-
-
 def _scores(values: Floats) -> Floats:
     """Normal scores of the ranks (Blom, 1958), ties sharing theirs."""
     return np.asarray(norm.ppf((rankdata(values) - 0.375) / (len(values) + 0.25)))
-
-
-def _power(values: Floats) -> float:
-    """The Box-Cox power that makes values look normal, from -2 to 1; 1, which changes nothing, unless all are positive."""
-    if len(values) < 4 or values.min() <= 0 or values.max() <= values.min():
-        return 1.0
-    scaled = values / np.exp(np.log(values).mean())  # its logarithms add up to 0
-
-    def loss(power: float) -> float:  # minus the log-likelihood (Box & Cox, 1964, eq. 8)
-        return float(np.log(boxcox(scaled, power).var()))
-
-    return float(minimize_scalar(loss, bounds=(-2.0, 1.0), method="bounded").x)
-
-
-def _values(scores: Floats, power: float) -> Floats:
-    """The values of Box-Cox scores; infinite beyond the largest that has one."""
-    if power == 1:
-        return scores
-    with np.errstate(invalid="ignore", divide="ignore"):
-        values = inv_boxcox(scores, power)
-    return np.where(np.isnan(values), np.inf, values)
