@@ -133,12 +133,14 @@ def _edges(value: object) -> list[tuple[str, int]]:
 
 def _numbers(node: ast.expr) -> list[int]:
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "range" and len(node.args) == 2 and not node.keywords:
-        first, end = (ast.literal_eval(word) for word in node.args)
-        return list(range(first, min(end, first + 100)))
+        ends = [ast.literal_eval(word) for word in node.args]
+        if all(type(end) is int and abs(end) < 100 for end in ends):
+            return list(range(*ends))
+        raise ValueError(f"{ast.unparse(node)} is not a range of nodes")
     value = ast.literal_eval(node)
-    if not (isinstance(value, (list, tuple)) and all(type(number) is int for number in value)):
-        raise ValueError(f"{value!r} is not a list of nodes")
-    return list(value)
+    if isinstance(value, (list, tuple)) and all(type(number) is int for number in value):
+        return list(value)
+    raise ValueError(f"{value!r} is not a list of nodes")
 
 
 # ------------------------------------------------------------------------------------------------------------- networks
