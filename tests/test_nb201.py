@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nasopt import space
 from nasopt.cost.count import flops, params
 from nasopt.errors import InputError
-from nasopt.nets import choices
+from nasopt.nets import choices, relaxed
 from nasopt.spaces import nb201
 from test_choices import worst_difference
 
@@ -29,6 +29,36 @@ def test_the_network_has_the_published_space() -> None:
 def test_paths_equal_extractions() -> None:
     torch.manual_seed(0)
     assert worst_difference(nb201.nb201(channels=4, cells=2), torch.randn(2, 3, 8, 8), 10) <= 1e-6
+
+
+def test_partial_channels_and_no_affine_parameters() -> None:
+    def count(partial: int, affine: bool) -> int:
+        """With 1 cell a stage, 8 channels: each of 6 edges has a 1x1 and a 3x3 convolution of so many channels."""
+        c = 8
+        total = 27 * c + 2 * c + 2 * 4 * c + 4 * c * 10 + 10  # stem, head
+        for width in (c, 2 * c, 4 * c):
+            w = width // partial
+            total += 6 * (10 * w * w + 2 * 2 * w * affine)
+            total += (9 * width // 2 + 9 * width + width // 2) * width + 4 * width if width > c else 0  # a reduction before it
+        return total
+
+    for partial, affine in ((1, True), (1, False), (4, True), (4, False)):
+        net = nb201.nb201(channels=8, cells=1, partial=partial, affine=affine)
+        assert params(net) == count(partial, affine)
+        assert choices.space_of(net) == nb201.SPACE
+        with relaxed.mixed(net, [relaxed.mix(torch.full((6, 5), 0.2), 0.0, torch.full((6,), 0.5))]):
+            assert net(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+    with pytest.raises(InputError, match="8 channels of which 1 in 3"):
+        nb201.nb201(channels=8, partial=3)
+
+
+def test_edge_weights_multiply_the_channels_that_pass_by_too() -> None:
+    wiring = choices.Wiring(2, ("none", "skip"), none="none", skip="skip")
+    graph = choices.Graph(wiring, {"none": torch.nn.Identity, "skip": torch.nn.Identity}, partial=2)
+    x = torch.randn(1, 4, 2, 2)
+    with relaxed.mixed(graph, [relaxed.mix(torch.tensor([[0.4, 0.6]]), 0.0, torch.tensor([0.5]))]):
+        out = graph(x)
+    torch.testing.assert_close(out, 0.5 * torch.cat([0.6 * x[:, :2], x[:, 2:]], 1)[:, [0, 2, 1, 3]])
 
 
 @settings(max_examples=50, deadline=None)

@@ -2,8 +2,8 @@
 supernet (the module itself, steered by `activate`) and every stand-alone sub-network (`extract`).
 
 A choice is a module: `OneOf` and `DifferentiableOp` (operations), `Width` and `KernelSize` (shared by the elastic
-layers that take them), `Depth` (number of blocks) and `Wiring` (the operations of a `Graph`'s edges). Two layers that
-hold the same choice object make the same choice.
+layers that take them), `Depth` (number of blocks), `Wiring` (the operations of a `Graph`'s edges) and `Pairs` (the two edges
+of every node of a `PairGraph`, and their operations). Two layers that hold the same choice object make the same choice.
 
 A choice's path in the space is its place in the module tree (attribute names, joined by ``/``). A choice inside an
 option exists only under that option; a choice that occurs under several options belongs to the innermost scope that
@@ -40,10 +40,11 @@ class Mix:
     """How a choice mixes its options while they are relaxed (`nasopt.nets.relaxed.mixed` sets it).
 
     Attributes:
-        weights: (rows, options), with their gradients; a `Wiring` has a row per edge, all others have one.
+        weights: (rows, options), with their gradients; a `Wiring` and `Pairs` have a row per edge, all others have one.
         live: of every row, the options that are computed; the others have weight 0.
         bypass: how much of its input is added to the output of every mixture of operations (DARTS−, Chu et al., ICLR 2021).
-        edges: of a `Wiring`, what each edge is multiplied by, (rows,) (edge normalisation, PC-DARTS, Xu et al., ICLR 2020).
+        edges: of a `Wiring` or `Pairs`, what each edge is multiplied by, (rows,) (edge normalisation, Xu et al., PC-DARTS, ICLR
+            2020, eq. 4).
     """
 
     weights: Tensor
@@ -53,8 +54,8 @@ class Mix:
 
 
 class Choosing(nn.Module):
-    """A choice. ``chosen`` holds one option index per slot (a `Wiring` has a slot per edge, all others have one); where it is
-    `MIXED`, ``mix`` says how."""
+    """A choice. ``chosen`` holds one option index per slot (a `Wiring` has a slot per edge, `Pairs` have three per node, all
+    others have one); where it is `MIXED`, ``mix`` says how."""
 
     def __init__(self, chosen: Sequence[int]) -> None:
         super().__init__()
@@ -652,6 +653,16 @@ class Wiring(Choosing):
         super().__init__([MIXED if differentiable else 0] * edges)
         self.alpha = nn.Parameter(torch.zeros(edges, len(self.cell.operations))) if differentiable else None
 
+    @property
+    def edges(self) -> Sequence[tuple[int, int]]:
+        """The edges (i, j), in the order of the slots."""
+        return self.cell.edges
+
+    def space(self, name: str) -> Cell:
+        """The space of the slots."""
+        cell = self.cell
+        return Cell(name, cell.nodes, cell.operations, none=cell.none, skip=cell.skip, rule=cell.rule)
+
     def terms(self) -> Terms:
         """What has to be computed for the last node."""
         return live_terms(self.cell, tuple(self.chosen))
@@ -725,12 +736,11 @@ class Graph(nn.Module):
 
     def _edge(self, edge: int, option: int, node: Node) -> Tensor | None:
         """What an edge adds to its target; None: nothing."""
-        if self.partial == 1:
-            return self._mixture(edge, node) if option == MIXED else self._term(edge, option, node)
         part = node.first(self.partial)
-        out = self._mixture(edge, part) if option == MIXED else self._term(edge, option, part)
-        rest = node.raw[:, part.raw.shape[1]:]
-        return shuffled(torch.cat([torch.zeros_like(part.raw) if out is None else out, rest], 1), self.partial)
+        total = self._mixture(edge, part) if option == MIXED else self._term(edge, option, part)
+        if self.partial > 1:
+            total = passed_by(total, node.raw, self.partial)
+        return edge_weighted(total, edge, self.wiring.mix) if option == MIXED else total
 
     def _term(self, edge: int, option: int, node: Node) -> Tensor:
         operation = self.operation(edge, option)
@@ -741,13 +751,7 @@ class Graph(nn.Module):
         if mix is None:
             assert self.wiring.alpha is not None
             mix = Mix(torch.softmax(self.wiring.alpha, 1), (tuple(range(len(cell.operations))),) * len(cell.edges))
-        live = [option for option in mix.live[edge] if cell.operations[option] != cell.none]
-        total = None if not live else mixture([mix.weights[edge, option] for option in live],
-                                              [self._term(edge, option, node) for option in live],
-                                              [cell.operations[option] for option in live])
-        if mix.bypass:
-            total = mix.bypass * node.raw if total is None else total + mix.bypass * node.raw
-        return total if total is None or mix.edges is None else mix.edges[edge] * total
+        return edge_mixture(mix, edge, cell.operations, cell.none, lambda o: self._term(edge, o, node), lambda: node.raw)
 
     def plain(self, copied: Callable[[nn.Module], nn.Module]) -> PlainGraph:
         """The active edges only.
@@ -755,9 +759,7 @@ class Graph(nn.Module):
         Raises:
             InputError: only a part of the channels passes the operations.
         """
-        if self.partial > 1:
-            raise InputError(f"only 1 in {self.partial} channels passes this network's operations, so that it can be searched "
-                             "but not extracted: extract from the network with partial=1.")
+        refuse_partial(self.partial)
         terms = self.wiring.terms()
         modules = {k: self.operation(k, o) for _, sources in terms for _, k, o in sources}
         kept = {str(k): copied(m) for k, m in modules.items() if m is not None}
@@ -800,6 +802,8 @@ class Node:
 
     def first(self, parts: int) -> Node:
         """The first of so many parts of the channels."""
+        if parts == 1:
+            return self
         width = self.raw.shape[1] // parts
         node = Node(self.raw[:, :width], self.activation)
         node.activated = self.active()[:, :width]
@@ -825,6 +829,214 @@ def run_graph(
         if total is not None:
             nodes[j] = Node(total, activation)
     return nodes[last].raw if last in nodes else torch.zeros_like(x)
+
+
+def edge_mixture(mix: Mix, edge: int, labels: Sequence[str], none: str | None, term: Callable[[int], Tensor],
+                 bypass: Callable[[], Tensor]) -> Tensor | None:
+    """sum_o weights[edge, o] · term(o) over the live options but ``none``, and the mix's share of ``bypass()``; None: nothing."""
+    live = [option for option in mix.live[edge] if labels[option] != none]
+    total = None if not live else mixture([mix.weights[edge, option] for option in live], [term(option) for option in live],
+                                          [labels[option] for option in live])
+    if mix.bypass:
+        total = mix.bypass * bypass() if total is None else total + mix.bypass * bypass()
+    return total
+
+
+def edge_weighted(total: Tensor | None, edge: int, mix: Mix | None) -> Tensor | None:
+    """An edge's output, the channels that passed by included, times the edge's own weight, if there is one."""
+    return total if total is None or mix is None or mix.edges is None else mix.edges[edge] * total
+
+
+def passed_by(out: Tensor | None, x: Tensor, parts: int, stride: int = 1) -> Tensor:
+    """The first of ``parts`` of x's channels after their operations (None: zeros) and the others as they are, at a stride after
+    max pooling, in changed places (Xu et al., PC-DARTS, ICLR 2020, eq. 2)."""
+    width = x.shape[1] // parts
+    rest = x[:, width:] if stride == 1 else F.max_pool2d(x[:, width:], stride, ceil_mode=True)
+    return shuffled(torch.cat([torch.zeros_like(rest[:, :width]) if out is None else out, rest], 1), parts)
+
+
+def refuse_partial(parts: int) -> None:
+    """Raises an InputError if only a part of the channels passes a network's operations."""
+    if parts > 1:
+        raise InputError(f"only 1 in {parts} channels passes this network's operations, so that it can be searched but not "
+                         "extracted: extract from the network with partial=1.")
+
+
+# ---------------------------------------------------------------------------------------------------------------- pairs
+class Pairs(Choosing):
+    """The choice of two sources for every inner node of a `PairGraph`, and of one operation for each of the two (Zoph et al.,
+    NASNet, CVPR 2018, §3; Liu et al., DARTS, ICLR 2019, §2.1). Cells that hold the same object make the same choices.
+
+    Nodes 0 to inputs - 1 are the cell's inputs. In the space, inner node j has three choices: ``j-inputs``, two distinct earlier
+    nodes, and ``j-first`` and ``j-second``, the operations on the lower and on the higher of them. Relaxed, it has a row for
+    every edge i -> j, by target, then by source, with the options `labels`.
+
+    Args:
+        inputs: number of input nodes, at least 2.
+        nodes: number of inner nodes.
+        operations: labels of the operations.
+        none: label of the relaxed option that is nothing; it is never chosen.
+        skip: which of the operations passes its source on.
+
+    Attributes:
+        edges: (i, j) of every row.
+        labels: ``none`` and the operations.
+
+    Raises:
+        InputError: fewer than 2 inputs or 1 inner node, or a ``skip`` that is no operation.
+    """
+
+    def __init__(self, inputs: int, nodes: int, operations: Sequence[str], *, none: str, skip: str) -> None:
+        if inputs < 2 or nodes < 1 or skip not in operations:
+            raise InputError(f"Pairs: got {inputs} inputs, {nodes} inner nodes and the skip {skip!r}: give at least 2 inputs, 1 "
+                             f"inner node, and one of {list(operations)} as the skip.")
+        super().__init__([0] * (3 * nodes))
+        self.inputs = inputs
+        self.inner = range(inputs, inputs + nodes)
+        self.edges = tuple((i, j) for j in self.inner for i in range(j))
+        self.operations = tuple(operations)
+        self.none, self.skip = none, skip
+        self.labels = (none, *operations)
+        self.rows = {edge: row for row, edge in enumerate(self.edges)}
+
+    def space(self, name: str) -> Product:
+        """The space of the slots."""
+        parts = list[Space]()
+        for j in self.inner:
+            parts += [Choice(f"{j}-inputs", [f"{a},{b}" for a, b in pairs_below(j)]), Choice(f"{j}-first", self.operations),
+                      Choice(f"{j}-second", self.operations)]
+        return Product(name, parts)
+
+    def terms(self) -> Terms:
+        """What has to be computed: the chosen edges, with the index in `labels`; while they are mixtures, all edges."""
+        if self.chosen[0] == MIXED:
+            return tuple((j, tuple((i, self.rows[i, j], MIXED) for i in range(j))) for j in self.inner)
+        found = []
+        for k, j in enumerate(self.inner):
+            pair, *ops = self.chosen[3 * k:3 * k + 3]
+            found.append((j, tuple((i, self.rows[i, j], op + 1) for i, op in zip(pairs_below(j)[pair], ops, strict=True))))
+        return tuple(found)
+
+    def nearest(self, weights: Tensor) -> list[int]:
+        """The options of all slots for weights (edges, labels): every edge takes its strongest operation, and every node the two
+        edges on which that is strongest (Liu et al., DARTS, ICLR 2019, §2.4); the earlier of equal ones."""
+        strength = weights.detach().cpu().numpy()[:, 1:]
+        best, found = strength.argmax(1), list[int]()
+        for j in self.inner:
+            rows = [self.rows[i, j] for i in range(j)]
+            a, b = sorted((-strength[rows].max(1)).argsort(kind="stable")[:2].tolist())
+            found += [pairs_below(j).index((a, b)), int(best[rows[a]]), int(best[rows[b]])]
+        return found
+
+
+@lru_cache(maxsize=64)
+def pairs_below(node: int) -> tuple[tuple[int, int], ...]:
+    """All (a, b) with a < b < node, by b, then by a."""
+    return tuple((a, b) for b in range(node) for a in range(b))
+
+
+class PairGraph(nn.Module):
+    """A cell with several inputs: inner node j is the sum of its two operations on earlier nodes, and the output all inner nodes
+    side by side. A relaxed edge is the mixture of all operations.
+
+    Args:
+        wiring: the choice; one object may serve several cells.
+        operations: label -> factory of a module at a stride, called once for each edge. Modules keep the number of channels.
+        activation: what a node's value passes before an operation (once per node).
+        raw: labels of the operations that take a node's value without the activation.
+        stride: of the edges that leave an input.
+        partial: as in `Graph`; of an edge with a stride the other channels are pooled.
+
+    Raises:
+        InputError: the operations are not those of the wiring.
+    """
+
+    def __init__(self, wiring: Pairs, operations: Mapping[str, Callable[[int], nn.Module]], activation: nn.Module,
+                 raw: Sequence[str] = (), stride: int = 1, partial: int = 1) -> None:
+        super().__init__()
+        if set(operations) != set(wiring.operations):
+            raise InputError(f"PairGraph: the operations {sorted(operations)} are not the wiring's {sorted(wiring.operations)}.")
+        self.wiring = wiring
+        self.activation = activation
+        self.raw = frozenset(raw)
+        self.strides = tuple(stride if i < wiring.inputs else 1 for i, _ in wiring.edges)
+        self.partial = partial
+        self.edges = nn.ModuleList(nn.ModuleDict({label: operations[label](step) for label in wiring.operations})
+                                   for step in self.strides)
+
+    def operation(self, edge: int, option: int) -> nn.Module:
+        """The module of one of the wiring's labels, from 1 on, on an edge."""
+        ops = self.edges[edge]
+        assert isinstance(ops, nn.ModuleDict)
+        return ops[self.wiring.labels[option]]
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """(n, channels, h, w) each -> (n, nodes · channels, h', w')."""
+        return run_pairs(inputs, self.wiring.terms(), self._edge, self.activation, self.strides[0])
+
+    def _edge(self, edge: int, option: int, node: Node) -> Tensor | None:
+        """What an edge adds to its target; None: nothing."""
+        part, mix = node.first(self.partial), self.wiring.mix
+        if option != MIXED:
+            total: Tensor | None = self._term(edge, option, part)
+        else:
+            assert mix is not None
+            total = edge_mixture(mix, edge, self.wiring.labels, self.wiring.none, lambda o: self._term(edge, o, part),
+                                 lambda: self._term(edge, self.wiring.labels.index(self.wiring.skip), part))
+        if self.partial > 1:
+            total = passed_by(total, node.raw, self.partial, self.strides[edge])
+        return edge_weighted(total, edge, mix) if option == MIXED else total
+
+    def _term(self, edge: int, option: int, node: Node) -> Tensor:
+        label = self.wiring.labels[option]
+        return self.operation(edge, option)(node.raw if label in self.raw else node.active())  # type: ignore[no-any-return]
+
+    def plain(self, copied: Callable[[nn.Module], nn.Module]) -> PlainPairGraph:
+        """The chosen edges only.
+
+        Raises:
+            InputError: only a part of the channels passes the operations.
+        """
+        refuse_partial(self.partial)
+        terms = self.wiring.terms()
+        chosen = [(k, option) for _, sources in terms for _, k, option in sources]
+        kept = {str(k): copied(self.operation(k, option)) for k, option in chosen}
+        raw = frozenset(k for k, option in chosen if self.wiring.labels[option] in self.raw)
+        return PlainPairGraph(terms, kept, copied(self.activation), raw, self.strides[0]).train(self.training)
+
+
+class PlainPairGraph(nn.Module):
+    """A `PairGraph` without choices: the edges of one architecture (by number; those in ``raw`` take values as they are)."""
+
+    def __init__(self, terms: Terms, edges: Mapping[str, nn.Module], activation: nn.Module, raw: frozenset[int],
+                 stride: int) -> None:
+        super().__init__()
+        self.terms = terms
+        self.edges = nn.ModuleDict(edges)
+        self.activation = activation
+        self.raw = raw
+        self.stride = stride
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """(n, channels, h, w) each -> (n, nodes · channels, h', w')."""
+
+        def edge(k: int, option: int, node: Node) -> Tensor:
+            return self.edges[str(k)](node.raw if k in self.raw else node.active())  # type: ignore[no-any-return]
+
+        return run_pairs(inputs, self.terms, edge, self.activation, self.stride)
+
+
+def run_pairs(inputs: Sequence[Tensor], terms: Terms, edge: Callable[[int, int, Node], Tensor | None], activation: nn.Module,
+              stride: int) -> Tensor:
+    """All inner nodes side by side: node j = sum of ``edge(edge, operation, node i)``; zeros if there is nothing to add."""
+    nodes = [Node(x, activation) for x in inputs]
+    for _, sources in terms:
+        found = [term for i, k, option in sources if (term := edge(k, option, nodes[i])) is not None]
+        total = found[0] if found else torch.zeros_like(inputs[0][:, :, ::stride, ::stride])
+        for term in found[1:]:
+            total = total + term
+        nodes.append(Node(total, activation))
+    return torch.cat([node.raw for node in nodes[len(inputs):]], 1)
 
 
 # ------------------------------------------------------------------------------------------------- from module to space
@@ -863,9 +1075,9 @@ class _Survey:
             self.found.setdefault(module, []).append((owner, way))
             for option, inner in enumerate(() if again else _inside(module)):
                 self._visit(inner, (module, option), ())
-        elif isinstance(module, Graph):
+        elif isinstance(module, (Graph, PairGraph)):
             self._visit(module.wiring, owner, way)
-            for (i, j), edge in zip(module.wiring.cell.edges, module.edges, strict=True):
+            for (i, j), edge in zip(module.wiring.edges, module.edges, strict=True):
                 for label, operation in edge.named_children():
                     self._visit(operation, owner, (*way[:-1], ".".join((*way[-1:], f"{i}-{j}", _legal(label)))))
         else:
@@ -915,11 +1127,11 @@ class _Survey:
         return out
 
     def _space(self, choice: Choosing, name: str, scope: Scope, path: str, bound: Bindings) -> Space:
-        if isinstance(choice, Wiring):
-            for slot, (i, j) in enumerate(choice.cell.edges):
-                bound.setdefault(f"{path}/{i}-{j}", []).append((choice, slot))
-            cell = choice.cell
-            return Cell(name, cell.nodes, cell.operations, none=cell.none, skip=cell.skip, rule=cell.rule)
+        if isinstance(choice, (Wiring, Pairs)):
+            cell = choice.space(name)
+            for slot, part in enumerate(cell.parts):
+                bound.setdefault(f"{path}/{part.name}", []).append((choice, slot))
+            return cell
         bound.setdefault(path, []).append((choice, 0))
         if isinstance(choice, Depth):
             return self._depth(choice, name, scope, path, bound)
@@ -969,7 +1181,7 @@ def _label(owner: Owner) -> str:
 
 
 def _default_name(choice: Choosing) -> str:
-    return "cell" if isinstance(choice, Wiring) else type(choice).__name__.lower()
+    return "cell" if isinstance(choice, (Wiring, Pairs)) else type(choice).__name__.lower()
 
 
 def plan_of(module: nn.Module) -> Plan:
@@ -1048,8 +1260,8 @@ def extract(module: M, arch: Arch) -> M:
     """The stand-alone network of one architecture, with copies of the active weights and statistics; ``module`` is
     unchanged.
 
-    `OneOf` becomes its option, `Depth` an `nn.Sequential`, a `Graph` its live edges, an elastic layer a PyTorch layer,
-    and a `Width`, `KernelSize` or `Wiring` kept as an attribute becomes None.
+    `OneOf` becomes its option, `Depth` an `nn.Sequential`, a `Graph` or `PairGraph` its live edges, an elastic layer a PyTorch
+    layer, and a `Width`, `KernelSize`, `Wiring` or `Pairs` kept as an attribute becomes None.
 
     Raises:
         InputError: ``arch`` is not an architecture of ``space_of(module)``.
@@ -1077,7 +1289,7 @@ def _copied(module: M, memo: dict[int, object]) -> M:
 
 
 def _outermost(module: nn.Module) -> Iterator[nn.Module]:
-    if isinstance(module, (Choosing, Graph, ElasticLayer, Multiple)):
+    if isinstance(module, (Choosing, Graph, PairGraph, ElasticLayer, Multiple)):
         yield module
     else:
         for child in module.children():
@@ -1091,7 +1303,7 @@ def _resolved(module: nn.Module, memo: dict[int, object]) -> nn.Module | None:
         return _copied(module.options[module.chosen[0]], memo)
     if isinstance(module, Depth):
         return nn.Sequential(*[_copied(b, memo) for b in islice(module.blocks, module.value)]).train(module.training)
-    if isinstance(module, Graph):
+    if isinstance(module, (Graph, PairGraph)):
         return module.plain(lambda inner: _copied(inner, memo))
     return module.plain() if isinstance(module, ElasticLayer) else None
 
@@ -1108,9 +1320,12 @@ def smallest(module: nn.Module) -> dict[str, int]:
     return _extreme(module, -1)
 
 
+Graphs: TypeAlias = dict[Choosing, "Graph | PairGraph"]
+
+
 def _extreme(module: nn.Module, sign: int) -> dict[str, int]:
     plan = plan_of(module)
-    graphs = {m.wiring: m for m in module.modules() if isinstance(m, Graph)}
+    graphs: Graphs = {m.wiring: m for m in module.modules() if isinstance(m, (Graph, PairGraph))}
     arch: dict[str, int] = {}
     values: list[int] = []
     for gene, steered in zip(plan.columns.genes, plan.steered, strict=True):
@@ -1121,16 +1336,19 @@ def _extreme(module: nn.Module, sign: int) -> dict[str, int]:
     return arch
 
 
-def _extreme_option(choice: Choosing, slot: int, graphs: Mapping[Wiring, Graph], sign: int) -> int:
+def _extreme_option(choice: Choosing, slot: int, graphs: Graphs, sign: int) -> int:
     if isinstance(choice, (Width, KernelSize, Depth)):
         return len(choice.sizes) - 1 if sign > 0 else 0
     if isinstance(choice, Wiring):
         return _extreme_operation(choice, slot, graphs, sign)
-    weights = [_parameters(option) for option in _inside(choice)]
+    if isinstance(choice, Pairs):
+        weights = [0] if slot % 3 == 0 else [_parameters(graphs[choice].operation(-1, o)) for o in range(1, len(choice.labels))]
+    else:
+        weights = [_parameters(option) for option in _inside(choice)]
     return max(range(len(weights)), key=lambda i: sign * weights[i])
 
 
-def _extreme_operation(wiring: Wiring, edge: int, graphs: Mapping[Wiring, Graph], sign: int) -> int:
+def _extreme_operation(wiring: Wiring, edge: int, graphs: Graphs, sign: int) -> int:
     cell = wiring.cell
     weights = {o: _parameters(graphs[wiring].operation(edge, o)) for o in range(len(cell.operations))}
     if sign < 0 and cell.none is not None:

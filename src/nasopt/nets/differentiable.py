@@ -243,8 +243,14 @@ class DifferentiableSearch:
                         allowed.copy_(torch.zeros_like(allowed).scatter(1, best, True))
 
     def architecture(self) -> dict[str, int]:
-        """The architecture of the largest α."""
-        return relaxed.nearest(self.net, self.alphas, self.allowed)
+        """The architecture of the largest α. Where edges compete, as in DARTS's cells, what counts is the weight of their best
+        operation, softmax(α) (FairDARTS: σ(α)), times that of the edge."""
+        found = []
+        for group, alpha, beta, allowed in zip(self.groups, self.alphas, self.betas, self.allowed, strict=True):
+            scores = alpha.detach().masked_fill(~allowed, -torch.inf)
+            weights = scores.sigmoid() if self.method.relaxation is relax.sigmoid else scores.softmax(1)
+            found.append(weights * _by_target(beta.detach(), group.targets)[:, None] if len(beta) else weights)
+        return relaxed.nearest(self.net, found, self.allowed)
 
     def sample(self, number: int) -> dict[str, int]:
         """A random architecture: every option with its probability softmax(α)."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nasopt.errors import InputError
-from nasopt.nets.choices import MIXED, Choosing, Mix, Wiring, plan_of
+from nasopt.nets.choices import MIXED, Choosing, Mix, Pairs, Wiring, plan_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +63,9 @@ def groups(module: nn.Module) -> tuple[Group, ...]:
             none, skip = (None if label is None else cell.operations.index(label) for label in (cell.none, cell.skip))
             found.append(Group(gene.path.rpartition("/")[0], new, len(cell.edges), cell.operations, none, skip,
                                tuple(j for _, j in cell.edges)))
+        elif isinstance(first, Pairs):
+            found.append(Group(gene.path.rpartition("/")[0], new, len(first.edges), first.labels, 0,
+                               first.labels.index(first.skip), tuple(j for _, j in first.edges)))
         else:
             found.append(Group(gene.path, new, 1, gene.labels))
     if all(len(group.labels) == 1 for group in found):
@@ -97,7 +100,7 @@ def mix(weights: Tensor, bypass: float = 0.0, edges: Tensor | None = None) -> Mi
 
 
 def nearest(module: nn.Module, weights: Sequence[Tensor], allowed: Sequence[Tensor] | None = None) -> dict[str, int]:
-    """The architecture of the largest weight in every row.
+    """The architecture of the largest weight in every row; of `Pairs`, by `Pairs.nearest`, which compares rows.
 
     Args:
         weights: (rows, options) of every group.
@@ -109,8 +112,10 @@ def nearest(module: nn.Module, weights: Sequence[Tensor], allowed: Sequence[Tens
         scores = weights[k].detach()
         if allowed is not None:
             scores = scores.masked_fill(~allowed[k], -torch.inf)
-        for row, option in enumerate(scores.argmax(1).tolist()):
-            picked.update({(choice, row): option for choice in group.choices})
+        first = group.choices[0]
+        options = first.nearest(scores) if isinstance(first, Pairs) else scores.argmax(1).tolist()
+        for slot, option in enumerate(options):
+            picked.update({(choice, slot): option for choice in group.choices})
     arch, values = dict[str, int](), list[int]()
     for gene, steered in zip(plan.columns.genes, plan.steered, strict=True):
         here = gene.parent < 0 or values[gene.parent] in gene.when

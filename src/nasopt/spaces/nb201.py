@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial as bind
 
 from torch import Tensor, nn
 
@@ -59,19 +59,19 @@ def from_string(text: str) -> dict[str, int]:
     return arch
 
 
-def _relu_conv_norm(fan_in: int, out: int, kernel: int, stride: int = 1) -> nn.Sequential:
+def _relu_conv_norm(fan_in: int, out: int, kernel: int, stride: int = 1, affine: bool = True) -> nn.Sequential:
     return nn.Sequential(
-        nn.ReLU(), nn.Conv2d(fan_in, out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out)
+        nn.ReLU(), nn.Conv2d(fan_in, out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out, affine=affine)
     )
 
 
-def _factories(channels: int) -> dict[str, Callable[[], nn.Module]]:
+def _factories(channels: int, affine: bool) -> dict[str, Callable[[], nn.Module]]:
     return {
         "none": Zero,
         "skip_connect": nn.Identity,
-        "nor_conv_1x1": partial(_relu_conv_norm, channels, channels, 1),
-        "nor_conv_3x3": partial(_relu_conv_norm, channels, channels, 3),
-        "avg_pool_3x3": partial(nn.AvgPool2d, 3, 1, 1, count_include_pad=False),
+        "nor_conv_1x1": bind(_relu_conv_norm, channels, channels, 1, affine=affine),
+        "nor_conv_3x3": bind(_relu_conv_norm, channels, channels, 3, affine=affine),
+        "avg_pool_3x3": bind(nn.AvgPool2d, 3, 1, 1, count_include_pad=False),
     }
 
 
@@ -103,7 +103,7 @@ class NB201(nn.Module):
 
 
 def nb201(
-    classes: int = 10, channels: int = 16, cells: int = 5, in_channels: int = 3, *, differentiable: bool = False
+    classes: int = 10, channels: int = 16, cells: int = 5, in_channels: int = 3, *, partial: int = 1, affine: bool = True
 ) -> nn.Module:
     """The published network with the cell as an inline choice that all positions share; its space is `SPACE`.
 
@@ -112,11 +112,15 @@ def nb201(
         channels: width of the first stage (16 in the benchmark); it doubles twice.
         cells: cells per stage (5 in the benchmark).
         in_channels: channels of an image.
-        differentiable: the cell's edges are mixtures with architecture parameters until they are activated.
+        partial: only one in so many channels passes the operations (PC-DARTS): for searching, it is not extracted.
+        affine: batch normalisations of the operations scale and shift, as in the benchmark; its searches are without.
+
+    Raises:
+        InputError: channels that are not a multiple of ``partial``.
     """
-    cell = Wiring(
-        NODES, OPERATIONS, none="none", skip="skip_connect", rule="nasbench201", differentiable=differentiable
-    )
+    if partial < 1 or channels < 1 or channels % partial:
+        raise InputError(f"{channels} channels of which 1 in {partial} passes the operations: give a multiple of {partial}.")
+    cell = Wiring(NODES, OPERATIONS, none="none", skip="skip_connect", rule="nasbench201")
     layers: list[nn.Module] = [
         nn.Sequential(nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
     ]
@@ -124,7 +128,7 @@ def nb201(
         width = channels << stage
         if stage:
             layers.append(Reduction(width // 2, width))
-        layers += [Graph(cell, _factories(width)) for _ in range(cells)]
+        layers += [Graph(cell, _factories(width // partial, affine), partial=partial) for _ in range(cells)]
     width = channels * 4
     head = nn.Sequential(
         nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)
