@@ -49,8 +49,9 @@ class Everything(nn.Module):
         self.expand = nn.Sequential(Conv2d(self.width, hidden, 1), nn.Tanh(), Conv2d(hidden, hidden, 3, padding=1, groups=hidden),
                                     BatchNorm2d(hidden), Conv2d(hidden, self.width, 1))
         self.shared = Depth([self._block(self.width) for _ in range(2)], [0, 1, 2], shared=True)
-        self.cell, self.published = (self._graph(Wiring(3, ("none", "skip", "conv"), none="none", skip="skip", rule=rule), self.width)
-                                     for rule in ("algebra", "nasbench201"))
+        self.cell, self.published = (
+            self._graph(Wiring(3, ("none", "skip", "conv"), none="none", skip="skip", rule=rule), self.width)
+            for rule in ("algebra", "nasbench201"))
         self.op = DifferentiableOp({"tanh": nn.Tanh(), "softplus": nn.Softplus()})
         inner = Width([2, 5])
         self.unequal = Depth([Conv2d(self.width, self.width, 1),
