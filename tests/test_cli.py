@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 
 import nasopt
-from nasopt.cli import Strategies, load_config, main
+from nasopt.cli import Gradients, Strategies, load_config, main
 from nasopt.errors import InputError
 from nasopt.trial import Constraint, Objective
 
@@ -251,6 +251,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_command_line_names_every_strategy() -> None:
-    from nasopt.strategies.catalogue import STRATEGIES
+    from nasopt.strategies.catalogue import GRADIENT, STRATEGIES
+    from nasopt.strategies.gradient import RECIPES
 
     assert list(get_args(Strategies)) == sorted(STRATEGIES) == list(STRATEGIES)
+    assert list(get_args(Gradients)) == sorted(RECIPES) == list(GRADIENT)

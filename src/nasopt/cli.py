@@ -110,6 +110,8 @@ def _as_text(path: Path, key: str, value: Any) -> str | list[str]:
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. runs/digits.")]
 Strategies = Literal["asha", "forest", "gp", "gp-lcb", "gp-ts", "hybrid", "hyperband", "local", "nsga2", "nsga3",
                      "optuna-cmaes", "optuna-gp", "optuna-nsga2", "optuna-nsga3", "optuna-tpe", "progressive", "random", "rea"]
+Gradients = Literal["beta_darts", "darts1", "darts2", "darts_minus", "darts_pt", "drnas", "fair_darts", "gdas", "idarts",
+                    "pcdarts", "rdarts", "sdarts", "sdarts_adv", "snas"]
 """The names in `nasopt.strategies.catalogue`, which is too heavy to load for a help text."""
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the comparison there, one page that opens offline.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result: no log lines, no progress bar.")]
@@ -142,10 +144,11 @@ def search(
         min=1, metavar="N", help="Search at most this many networks.")] = None,
     networks: Annotated[int, typer.Option(
         min=1, metavar="N", help="Train at most this many networks of the search's front.")] = 10,
-    strategy: Annotated[Strategies, typer.Option(
+    strategy: Annotated[Literal[Strategies, Gradients], typer.Option(
         help="How to search: a portfolio of others (hybrid); Bayesian optimisation (gp, gp-lcb, gp-ts, forest); evolution "
              "(nsga2, nsga3, rea); Optuna's samplers (pip install 'nasopt\\[optuna]'); local search; a space that grows and "
-             "loses bad options (progressive); more effort for the better ones of random ones (asha, hyperband); at random.",
+             "loses bad options (progressive); more effort for the better ones of random ones (asha, hyperband); by gradients of "
+             "a relaxed network (darts1 and the other methods of its family); at random.",
     )] = "nsga2",
     min_gain: Annotated[str | None, typer.Option(
         metavar="SHARE", help="End the search early, when the next tenth of its networks is expected to add less than this to "

@@ -42,7 +42,8 @@ class Mix:
     Attributes:
         weights: (rows, options), with their gradients; a `Wiring` and `Pairs` have a row per edge, all others have one.
         live: of every row, the options that are computed; the others have weight 0.
-        bypass: how much of its input is added to the output of every mixture of operations (DARTS−, Chu et al., ICLR 2021).
+        bypass: how much of its input is added to the output of every mixture of operations that keeps the shape (DARTS−, Chu et
+            al., ICLR 2021).
         edges: of a `Wiring` or `Pairs`, what each edge is multiplied by, (rows,) (edge normalisation, Xu et al., PC-DARTS, ICLR
             2020, eq. 4).
     """
@@ -65,6 +66,14 @@ class Choosing(nn.Module):
     def select(self, slot: int, option: int) -> None:
         """Makes ``option`` the active one."""
         self.chosen[slot] = option
+
+
+def _last(choice: Choosing) -> int:
+    """The active option; of a mixture the last one that is computed."""
+    if choice.chosen[0] != MIXED:
+        return choice.chosen[0]
+    assert choice.mix is not None
+    return max(choice.mix.live[0])
 
 
 def _legal(text: str) -> str:
@@ -159,7 +168,7 @@ def _mixture_of(options: nn.ModuleList, labels: Sequence[str], x: Tensor, mix: M
     """The mixture of the live options' outputs for one input."""
     live = mix.live[0]
     total = mixture([mix.weights[0, k] for k in live], [options[k](x) for k in live], [labels[k] for k in live])
-    return total + mix.bypass * x if mix.bypass else total
+    return total + mix.bypass * x if mix.bypass and x.shape == total.shape else total
 
 
 def mixture(weights: Sequence[Tensor], outputs: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
@@ -212,12 +221,12 @@ class Width(Choosing):
 
     @property
     def value(self) -> int:
-        """The active option; the largest while it is a mixture."""
-        return self.sizes[self.chosen[0]]
+        """The active option; of a mixture the largest that is computed."""
+        return self.sizes[_last(self)]
 
     def mask(self) -> Tensor | None:
-        """While it is a mixture: how much of every channel there is, (largest,): the weights of all options that hold it (Wan et
-        al., FBNetV2, CVPR 2020, fig. 3)."""
+        """While it is a mixture: how much of every channel there is, (value,): the weights of all options that hold it (Wan et
+        al., FBNetV2, CVPR 2020, fig. 3). Every layer of this width multiplies its output by it."""
         return _mask(self, self.sizes)
 
     def __mul__(self, factor: int) -> Multiple:
@@ -225,12 +234,12 @@ class Width(Choosing):
 
 
 def _mask(choice: Choosing, sizes: Sequence[int]) -> Tensor | None:
-    """sum_k weight[k] · (the first sizes[k] places), if the choice is a mixture."""
+    """sum_k weight[k] · (the first sizes[k] places), up to the last place that is computed, if the choice is a mixture."""
     if choice.chosen[0] != MIXED:
         return None
     assert choice.mix is not None
     weights = choice.mix.weights[0]
-    held = torch.tensor(sizes)[:, None] > torch.arange(max(sizes))
+    held = torch.tensor(sizes)[:, None] > torch.arange(sizes[_last(choice)])
     return weights @ held.to(weights.dtype)
 
 
@@ -280,17 +289,17 @@ class KernelSize(Choosing):
 
     @property
     def value(self) -> int:
-        """The active option; the largest while it is a mixture."""
-        return self.sizes[self.chosen[0]]
+        """The active option; of a mixture the largest that is computed."""
+        return self.sizes[_last(self)]
 
     def mask(self) -> Tensor | None:
-        """While it is a mixture: how much of every place of the largest kernel there is, (k, k) (Stamoulis et al., Single-Path
-        NAS, ECML 2019, eq. 4, with weights in place of thresholds)."""
+        """While it is a mixture: how much of every place of a kernel there is, (value, value) (Stamoulis et al., Single-Path NAS,
+        ECML 2019, eq. 4, with weights in place of thresholds)."""
         line = _mask(self, self.sizes)
         if line is None:
             return None
-        ring = (torch.arange(self.sizes[-1]) - self.sizes[-1] // 2).abs()
-        return line[(2 * torch.maximum(ring[:, None], ring)).clamp(max=len(line) - 1)]
+        ring = (torch.arange(len(line)) - len(line) // 2).abs()
+        return line[2 * torch.maximum(ring[:, None], ring)]
 
 
 class Depth(Choosing):
@@ -321,8 +330,8 @@ class Depth(Choosing):
 
     @property
     def value(self) -> int:
-        """The active number of blocks; all of them while it is a mixture."""
-        return self.sizes[self.chosen[0]]
+        """The active number of blocks; of a mixture the largest that is computed."""
+        return self.sizes[_last(self)]
 
     def forward(self, x: Tensor) -> Tensor:
         """The output of block ``value``, or the mixture of the outputs after each number of blocks."""
@@ -350,10 +359,17 @@ class Elastic(Protocol):
     @property
     def value(self) -> int: ...
 
+    def mask(self) -> Tensor | None: ...
+
+
+def mask_now(size: Size) -> Tensor | None:
+    """How much of every channel of a size there is, (value,); None: all of every one."""
+    return None if isinstance(size, int) else size.mask()
+
 
 def masked(x: Tensor, size: Size, dim: int) -> Tensor:
     """``x`` with the channels of a size that is a mixture multiplied by how much of them there is; otherwise as it is."""
-    mask = size.mask() if isinstance(size, (Width, Multiple)) else None
+    mask = mask_now(size)
     return x if mask is None else x * mask.to(x.dtype).view(-1, *[1] * (x.ndim - 1 - dim % x.ndim))
 
 
@@ -392,6 +408,17 @@ class Upstream:
     def value(self) -> int:
         """The width that arrives now."""
         return size_now(self.widths[self.depth.value if self.depth is not None else 0])
+
+    def mask(self) -> Tensor | None:
+        """As `Width.mask`; where the depth is a mixture, that of the masks after its numbers of blocks."""
+        if self.depth is None or self.depth.mix is None:
+            return mask_now(self.widths[self.depth.value if self.depth is not None else 0])
+        weights, live = self.depth.mix.weights[0], self.depth.mix.live[0]
+        masks = {k: mask_now(self.widths[self.depth.sizes[k]]) for k in live}
+        if all(mask is None for mask in masks.values()):
+            return None
+        whole = weights.new_ones(self.value)
+        return torch.stack([weights[k] * (whole if mask is None else mask) for k, mask in masks.items()]).sum(0)
 
 
 Size: TypeAlias = int | Elastic
@@ -581,7 +608,8 @@ class BatchNorm2d(ElasticLayer):
         if self.training:
             count.add_(1)
         weight, bias = (here.weight[:size], here.bias[:size]) if here.affine else (None, None)
-        return F.batch_norm(x, mean[:size], variance[:size], weight, bias, self.training, here.momentum, here.eps)
+        out = F.batch_norm(x, mean[:size], variance[:size], weight, bias, self.training, here.momentum, here.eps)
+        return masked(out, self.num_features, 1)
 
     def plain(self) -> nn.BatchNorm2d:
         """The active `torch.nn.BatchNorm2d` with its statistics."""
@@ -602,7 +630,8 @@ class BatchNorm2d(ElasticLayer):
 
 
 class LayerNorm(ElasticLayer):
-    """`torch.nn.LayerNorm` over an elastic last dimension."""
+    """`torch.nn.LayerNorm` over an elastic last dimension. While that is a mixture, every feature counts in the mean and
+    the variance for as much as there is of it."""
 
     def __init__(self, features: Size, eps: float = 1e-5) -> None:
         super().__init__()
@@ -611,8 +640,13 @@ class LayerNorm(ElasticLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., features) -> the same."""
-        here, size = self.largest, size_now(self.features)
-        return masked(F.layer_norm(x, (size,), here.weight[:size], here.bias[:size], here.eps), self.features, -1)
+        here, size, mask = self.largest, size_now(self.features), mask_now(self.features)
+        if mask is None:
+            return F.layer_norm(x, (size,), here.weight[:size], here.bias[:size], here.eps)
+        share = mask / mask.sum()
+        centred = x - (share * x).sum(-1, keepdim=True)
+        scaled = centred * ((share * centred**2).sum(-1, keepdim=True) + here.eps).rsqrt()
+        return masked(scaled * here.weight[:size] + here.bias[:size], self.features, -1)
 
     def plain(self) -> nn.LayerNorm:
         """The active `torch.nn.LayerNorm`."""
@@ -700,7 +734,7 @@ class Graph(nn.Module):
             change places after each edge (PC-DARTS, Xu et al., ICLR 2020, §3.1). For searching: such a network is not extracted.
 
     Raises:
-        InputError: the operations are not those of the wiring.
+        InputError: the operations are not those of the wiring; in ``forward``, channels that ``partial`` does not divide.
     """
 
     def __init__(
@@ -751,7 +785,8 @@ class Graph(nn.Module):
         if mix is None:
             assert self.wiring.alpha is not None
             mix = Mix(torch.softmax(self.wiring.alpha, 1), (tuple(range(len(cell.operations))),) * len(cell.edges))
-        return edge_mixture(mix, edge, cell.operations, cell.none, lambda o: self._term(edge, o, node), lambda: node.raw)
+        found = edge_mixture(mix, edge, cell.operations, cell.none, lambda o: self._term(edge, o, node), lambda: node.raw)
+        return torch.zeros_like(node.raw) if found is None and cell.rule != "algebra" else found
 
     def plain(self, copied: Callable[[nn.Module], nn.Module]) -> PlainGraph:
         """The active edges only.
@@ -801,9 +836,16 @@ class Node:
         return self.activated
 
     def first(self, parts: int) -> Node:
-        """The first of so many parts of the channels."""
+        """The first of so many parts of the channels.
+
+        Raises:
+            InputError: they are not so many equal parts.
+        """
         if parts == 1:
             return self
+        if self.raw.shape[1] % parts:
+            raise InputError(f"1 in {parts} channels shall pass the operations, which does not divide the "
+                             f"{self.raw.shape[1]} channels of a graph's input: give it a multiple.")
         width = self.raw.shape[1] // parts
         node = Node(self.raw[:, :width], self.activation)
         node.activated = self.active()[:, :width]

@@ -37,7 +37,7 @@ def cosine(t: float) -> float:
 ONE, ZERO = relax.constant(1.0), relax.constant(0.0)
 FIRST_ORDER = FirstOrder()
 SGD = Recipe(batch=64, kernel_lr=None, lr=0.025, momentum=0.9, weight_decay=3e-4, smoothing=0.0)
-"""How DARTS trains the weights."""
+"""DARTS's training of the weights, but with Nesterov momentum, and without decay of biases and normalisations."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Method:
             the one of `ATTACKS` ascent steps on the training loss (SDARTS, Chen & Hsieh, ICML 2020, eq. 5, 6).
         edges: weigh the edges that lead to one node, too, by a softmax (PC-DARTS).
         still: share of the steps in which α rests.
-        prune: (progress, options): from when on how many options a row keeps, those of the largest α (P-DARTS, DrNAS).
+        prune: (progress, options): from when on how many options a row keeps, those of the largest α (Chen et al., P-DARTS, ICCV
+            2019; DrNAS).
         trial: choose each row's option by what the validation loss loses without it (DARTS-PT, Wang et al., ICLR 2021), instead
             of by the largest α.
         lr, betas, decay: of Adam for α.
@@ -97,7 +98,7 @@ class DifferentiableSearch:
         method: the parts.
         steps: how many there are in all.
         seed: everything random follows from it.
-        augment: of the training batches.
+        augment: of the batches of both parts.
 
     Attributes:
         alphas: the architecture parameters of every group of `nasopt.nets.relaxed.groups`, (rows, options).
@@ -106,7 +107,7 @@ class DifferentiableSearch:
         done: steps done, those of `settle` included.
 
     Raises:
-        InputError: an empty validation part, or one that shares images with the training part.
+        InputError: an empty validation part, one that shares images with the training part, or fewer than two training images.
     """
 
     net: nn.Module
@@ -165,18 +166,19 @@ class DifferentiableSearch:
         gradient = self.method.hypergradient(self._loss(val, names), self._loss(train, names), w, parameters)
         penalty = self.penalty(self.alphas)
         if penalty.requires_grad:
-            for total, extra in zip(gradient, torch.autograd.grad(penalty, self.alphas, allow_unused=True), strict=False):
-                total += 0 if extra is None else extra
+            for total, extra in zip(gradient, torch.autograd.grad(penalty, self.alphas), strict=False):
+                total += extra
         for p, slope in zip(parameters, gradient, strict=True):
             p.grad = slope
         self._adam.step()
 
     def penalty(self, alphas: Tensors) -> Tensor:
-        """The regularisers' sum over the groups, as it is now."""
+        """The regularisers' sum over the groups, of the options that are left, as it is now."""
         total = torch.zeros(())
         for regulariser, coefficient in self.method.regularisers:
             if factor := coefficient(self.progress):
-                total = total + factor * torch.stack([regulariser(alpha) for alpha in alphas]).sum()
+                total = total + factor * torch.stack([regulariser(alpha.gather(1, _kept(allowed)))
+                                                       for alpha, allowed in zip(alphas, self.allowed, strict=True)]).sum()
         return total
 
     def _step_weights(self, train: Batch) -> float:
@@ -185,10 +187,10 @@ class DifferentiableSearch:
         set_rates(self._weights, self.method.rates(self.progress))
         loss = self.loss(train, [*self._perturbed(train), *(b.detach() for b in self.betas)])
         loss.backward()
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the training loss became {loss.item()} at step {self.done + 1} of {self.steps}: "
-                                     "use a smaller learning rate.")
-        nn.utils.clip_grad_norm_(self.net.parameters(), self.method.recipe.clip)
+        length = nn.utils.clip_grad_norm_(self.net.parameters(), self.method.recipe.clip).item()
+        if not (math.isfinite(loss.item()) and math.isfinite(length)):
+            raise FloatingPointError(f"the training loss became {loss.item()}, its gradient's norm {length}, at step "
+                                     f"{self.done + 1} of {self.steps}: use a smaller learning rate.")
         for opt in self._weights:
             opt.step()
         return loss.item()
@@ -202,7 +204,7 @@ class DifferentiableSearch:
         moved = [a + radius * (2 * torch.rand(a.shape, generator=generator) - 1) for a in here]
         for _ in range(ATTACKS if self.method.perturbation == "adversarial" else 0):
             at = [a.requires_grad_() for a in moved]
-            slopes = torch.autograd.grad(self.loss(train, [*at, *(b.detach() for b in self.betas)]), at)
+            slopes = torch.autograd.grad(self.loss(train, [*at, *(b.detach() for b in self.betas)]), at, materialize_grads=True)
             moved = [(a.detach() + radius * s.sign()).clamp(h - radius, h + radius)
                      for a, s, h in zip(at, slopes, here, strict=True)]
         return moved
@@ -213,7 +215,8 @@ class DifferentiableSearch:
         x, y = batch
         with relaxed.mixed(self.net, self.mixes(parameters)), autocast(), Depthwise():
             logits = self.net(x) if weights is None else torch.func.functional_call(self.net, weights, (x,))
-            return functional.cross_entropy(logits.float(), y, label_smoothing=self.method.recipe.smoothing)
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            return functional.cross_entropy(wide, y, label_smoothing=self.method.recipe.smoothing)
 
     def _loss(self, batch: Batch, names: Sequence[str]) -> Loss:
         return lambda w, a: self.loss(batch, a, dict(zip(names, w, strict=True)))
@@ -224,7 +227,7 @@ class DifferentiableSearch:
         generator = self._generator("relaxation")
         found = []
         for group, alpha, beta, allowed in zip(self.groups, parameters[:count], parameters[count:], self.allowed, strict=True):
-            kept = allowed.nonzero()[:, 1].view(len(alpha), -1)
+            kept = _kept(allowed)
             weights = method.relaxation(alpha.gather(1, kept), method.temperature(t), generator)
             full = torch.zeros_like(alpha).scatter(1, kept, weights)
             found.append(relaxed.mix(full, method.bypass(t), _by_target(beta, group.targets) if len(beta) else None))
@@ -261,7 +264,7 @@ class DifferentiableSearch:
 
     @torch.no_grad()
     def validation_loss(self, limit: int) -> float:
-        """The mixture's mean loss over at most ``limit`` validation images."""
+        """The mixture's mean loss over the first ``limit`` validation images at most, in training mode as at every other loss."""
         index, total = torch.arange(min(limit, len(self.validation))), 0.0
         for part in index.split(256):
             batch = self.validation.normalised(part), self.validation.y[part]
@@ -298,14 +301,14 @@ class DifferentiableSearch:
 
     # -------------------------------------------------------------------------------------------------------------- state
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next steps depend on, as named tensors."""
+        """Everything that the next steps depend on, as named tensors: contiguous copies."""
         found = {f"net {k}": v for k, v in self.net.state_dict().items()}
         for name, tensors in (("alpha", self.alphas), ("beta", self.betas), ("allowed", self.allowed)):
             found.update({f"{name} {k}": v.detach() for k, v in enumerate(tensors)})
         for number, opt in enumerate([*self._weights, self._adam]):
             for place, kept in opt.state_dict()["state"].items():
                 found.update({f"opt {number} {place} {key}": torch.as_tensor(v) for key, v in kept.items() if v is not None})
-        return {**found, "done": torch.tensor(self.done)}
+        return {k: v.clone(memory_format=torch.contiguous_format) for k, v in {**found, "done": torch.tensor(self.done)}.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Sets what `state` gave.
@@ -332,6 +335,11 @@ class DifferentiableSearch:
                              f"search anew ({problem}).") from None
 
 
+def _kept(allowed: Tensor) -> Tensor:
+    """The options that are left of every row, (rows, equally many)."""
+    return allowed.nonzero()[:, 1].view(len(allowed), -1)
+
+
 def _by_target(beta: Tensor, targets: Sequence[int]) -> Tensor:
     """softmax over the edges that lead to one node (Xu et al., PC-DARTS, ICLR 2020, eq. 4)."""
     at = torch.tensor(targets)
@@ -346,6 +354,8 @@ def _check_parts(training: Images, validation: Images) -> None:
     if not len(validation):
         raise InputError("the validation part is empty, from which a differentiable search learns the architecture: give it a "
                          "share of the images.")
+    if len(training) < 2:
+        raise InputError(f"the training part has {len(training)} images, from which no batch can be made: give it two at least.")
     both = set(training.index.tolist()) & set(validation.index.tolist())
     if training.x is validation.x and both:
         raise InputError(f"the training and the validation part share {len(both)} images: the architecture would learn from what "

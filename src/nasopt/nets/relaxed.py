@@ -1,7 +1,9 @@
 """A module with inline choices as a continuous function of weights of their options (the relaxation of DARTS, Liu et al., ICLR
 2019, §2.2): which weights there are, setting them, and the architecture that is nearest to some.
 
-Choices that one column of the space steers (blocks that make the same choice) share their weights.
+Choices that one column of the space steers (blocks that make the same choice) share their weights; those with a single option
+have none. With all weight on one option each the module computes exactly what that architecture does. In between, a width is no
+mean of its options' outputs: every layer of it weighs its channels anew.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ def groups(module: nn.Module) -> tuple[Group, ...]:
     plan, found, seen = plan_of(module), list[Group](), set[Choosing]()
     for gene, steered in zip(plan.columns.genes, plan.steered, strict=True):
         new = tuple(dict.fromkeys(choice for choice, _ in steered if choice not in seen))
-        if not new:
+        if not new or len(gene.labels) == 1:
             continue
         seen.update(new)
         first = new[0]
@@ -68,7 +70,7 @@ def groups(module: nn.Module) -> tuple[Group, ...]:
                                first.labels.index(first.skip), tuple(j for _, j in first.edges)))
         else:
             found.append(Group(gene.path, new, 1, gene.labels))
-    if all(len(group.labels) == 1 for group in found):
+    if not found:
         raise InputError(f"every choice of {type(module).__name__} has a single option, so that there is nothing to weigh: give "
                          "its choices two options at least.")
     return tuple(found)
@@ -119,7 +121,7 @@ def nearest(module: nn.Module, weights: Sequence[Tensor], allowed: Sequence[Tens
     arch, values = dict[str, int](), list[int]()
     for gene, steered in zip(plan.columns.genes, plan.steered, strict=True):
         here = gene.parent < 0 or values[gene.parent] in gene.when
-        values.append(picked[steered[0]] if here else -1)
+        values.append(picked.get(steered[0], 0) if here else -1)
         if here:
             arch[gene.path] = values[-1]
     return arch

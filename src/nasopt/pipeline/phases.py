@@ -27,16 +27,16 @@ from nasopt.errors import InputError, one_line
 from nasopt.estimators.combine import Known, Staged
 from nasopt.estimators.images import Costs, OneShot, StandAlone
 from nasopt.nets import choices, supernet, train
-from nasopt.pipeline import final, warm
+from nasopt.pipeline import final, relaxed, warm
 from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.progress import Display, Watch
 from nasopt.pipeline.setup import Config, Sampled, Setup, survey
-from nasopt.protocols import Estimator, Storage
+from nasopt.protocols import Estimator, Storage, Strategy
 from nasopt.run.executors import Serial
 from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
-from nasopt.strategies.catalogue import make
+from nasopt.strategies.catalogue import GRADIENT, make
 from nasopt.strategies.stopping import SmallGain
 from nasopt.trial import Ask, Metrics, Study, Trial
 
@@ -226,7 +226,7 @@ class Phases:
             return replace(load(storage), problem=self.setup.problem, stopped=done)
         setup, main = self.setup, threading.current_thread() is threading.main_thread()
         known = self.witnesses() if "value" in self.trust() else []
-        strategy = make(name, setup.problem, setup.config.seed, [*known, *initial])
+        strategy = self._strategy(name, title, [*known, *initial])
         config = setup.config
         stop = None if config.min_gain is None or title != "search" else SmallGain(setup.problem, config.min_gain, config.seed)
         with self.display.phase(title) as watch:
@@ -238,6 +238,14 @@ class Phases:
             raise KeyboardInterrupt
         self.ledger.store(f"stopped {title}", study.stopped)
         return study
+
+    def _strategy(self, name: str, title: str, initial: Sequence[Arch]) -> Strategy:
+        """The strategy of that name. One that trains a network begins with what it finds, not with ``initial``."""
+        if name not in GRADIENT:
+            return make(name, self.setup.problem, self.setup.config.seed, initial)
+        steps = self.ledger.remember(f"steps {title}", lambda: {
+            "steps": relaxed.steps_for(self.setup, name, self.seconds(title))})["steps"]
+        return relaxed.strategy(self.setup, name, steps, self.storage)
 
     def _narrate(self, watch: Watch, title: str) -> Callable[[Progress], None]:
         """Shows the size of the front and its hypervolume: the share of the box up to an error of 1 and up to the largest

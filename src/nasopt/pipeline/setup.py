@@ -138,7 +138,9 @@ def check_config(config: Config) -> None:
         raise InputError(f"every objective is minimised and named once, got {', '.join(names)}: mend the list.")
     if "error" not in names:
         raise InputError("the objectives must include 'error': without it nothing would be learned; add it.")
-    catalogue.make(config.strategy, Problem(spaces.Product("", ()), config.objectives), 0)
+    catalogue.check_name(config.strategy)
+    if config.strategy in catalogue.STRATEGIES:
+        catalogue.make(config.strategy, Problem(spaces.Product("", ()), config.objectives), 0)
 
 
 def _cells(shape: tuple[int, int, int], classes: int) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-from nasopt.errors import unknown
+from nasopt.errors import InputError, unknown
 from nasopt.protocols import Strategy
 from nasopt.space import Arch
 from nasopt.strategies.aging import RegularizedEvolution
@@ -77,16 +77,32 @@ STRATEGIES: Mapping[str, Make] = {
 HINTED = ("forest", "gp", "gp-lcb", "gp-ts", "hybrid")
 """Those that can take hints: what is known of architectures for nothing."""
 
+GRADIENT = ("beta_darts", "darts1", "darts2", "darts_minus", "darts_pt", "drnas", "fair_darts", "gdas", "idarts", "pcdarts",
+            "rdarts", "sdarts", "sdarts_adv", "snas")
+"""The recipes of `nasopt.strategies.gradient`, which is too heavy to load for their names. They need a network to train."""
+
 DEFAULT = "nsga2"
+
+
+def check_name(name: str) -> None:
+    """Refuses what is no strategy.
+
+    Raises:
+        InputError: the message names the nearest.
+    """
+    if name not in STRATEGIES and name not in GRADIENT:
+        raise unknown("strategy", name, (*STRATEGIES, *GRADIENT))
 
 
 def make(name: str, problem: Problem, seed: int, initial: Sequence[Arch] = (), hints: Hints | None = None) -> Strategy:
     """A new strategy of that name; with hints, if it is one of `HINTED`.
 
     Raises:
-        InputError: there is none (the message names the nearest), it does not suit the problem, or Optuna, which it needs,
-            is not installed.
+        InputError: there is none (the message names the nearest), it is one of `GRADIENT`, it does not suit the problem, or
+            Optuna, which it needs, is not installed.
     """
-    if name not in STRATEGIES:
-        raise unknown("strategy", name, STRATEGIES)
+    check_name(name)
+    if name in GRADIENT:
+        raise InputError(f"{name} trains a network, which a table or a synthetic problem has not: use it in nasopt search, or "
+                         f"choose among {', '.join(STRATEGIES)}.")
     return STRATEGIES[name](problem, seed, initial, hints)

@@ -72,7 +72,6 @@ RECIPES: Mapping[str, Recipe] = {
     "sdarts_adv": Recipe(replace(DARTS, perturbation="adversarial", radius=relax.linear(0.03, 0.3))),
     "darts_minus": Recipe(replace(DARTS, bypass=relax.linear(1, 0))),
     "darts_pt": Recipe(replace(DARTS, trial=True)),
-    "pdarts": Recipe(replace(DARTS, prune=((1 / 3, 5), (2 / 3, 3)))),
     "rdarts": Recipe(DARTS, flat=0.75),
 }
 

@@ -1,0 +1,547 @@
+"""Differentiable search: the default against a plain loop, special cases bit for bit, hypergradients of networks against central
+differences, and resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+from scipy import stats
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nasopt.errors import InputError
+from nasopt.nets import choices, relax, relaxed, train
+from nasopt.nets.choices import BatchNorm2d, Conv2d, Depth, Graph, KernelSize, Linear, OneOf, Width, Wiring
+from nasopt.nets.differentiable import DifferentiableSearch, Method, cosine
+from nasopt.nets.hypergradient import ConjugateGradient, FiniteDifference, FirstOrder, Hypergradient, Neumann, Unrolled
+from nasopt.space import layout
+from nasopt.spaces.cells import cells
+
+F64 = torch.float64
+STEPS = 6
+PLAIN = Method(lr=0.05, recipe=train.Recipe(batch=8, kernel_lr=None, lr=0.05, momentum=0.9, weight_decay=3e-4, smoothing=0.0))
+"""The default, with larger steps."""
+
+
+@pytest.fixture(autouse=True)
+def _fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "bf16_pays", lambda: False)
+
+
+def images(n: int = 160, seed: int = 0) -> train.Images:
+    """Two classes, told apart by which half is brighter."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % 2
+    x = torch.rand(n, 1, 6, 6, generator=generator)
+    x[torch.arange(n), 0, :, 3 * y] += 1
+    return train.Images.all(x, y, x.mean((0, 2, 3)), x.std((0, 2, 3)))
+
+
+def halves(data: train.Images) -> tuple[train.Images, train.Images]:
+    return data.part(torch.arange(0, len(data), 2)), data.part(torch.arange(1, len(data), 2))
+
+
+def parts() -> tuple[train.Images, train.Images]:
+    data = images()
+    middle = len(data) // 2
+    return data.part(torch.arange(middle)), data.part(torch.arange(middle, len(data)))
+
+
+class Net(nn.Module):
+    """Operations, a cell, a depth, a width and a kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.width = Width([2, 4])
+        self.stem = nn.Sequential(Conv2d(1, self.width, KernelSize([1, 3])), BatchNorm2d(self.width))
+        wiring = Wiring(3, ("none", "skip", "conv"), none="none", skip="skip")
+        self.cell = Graph(wiring, {"none": nn.Identity, "skip": nn.Identity, "conv": lambda: Conv2d(self.width, self.width, 1)},
+                          nn.Tanh())
+        self.blocks = Depth([nn.Sequential(OneOf({"tanh": nn.Tanh(), "conv": Conv2d(self.width, self.width, 3, padding=1),
+                                                  "pool": nn.AvgPool2d(3, 1, 1)})) for _ in range(2)], [0, 1, 2])
+        self.out = Linear(self.width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.blocks(self.cell(self.stem(x))).flatten(2)[..., ::5].mean(2))  # type: ignore[no-any-return]
+
+
+def loud() -> Net:
+    """With logits that tell α apart from the start."""
+    net = Net()
+    with torch.no_grad():
+        net.out.largest.weight.mul_(30.0)
+    return net
+
+
+def search(method: Method, net: nn.Module | None = None, steps: int = STEPS, seed: int = 3) -> DifferentiableSearch:
+    return DifferentiableSearch(Net() if net is None else net, *parts(), method, steps, seed, train.Augment(translate=1))
+
+
+def trace(method: Method, net: nn.Module | None = None) -> dict[str, Tensor]:
+    """Everything that a search of all steps leaves: losses, architecture parameters, weights."""
+    s = search(method, net)
+    losses = s.run(STEPS)
+    return {"losses": torch.tensor(losses), **{f"alpha {k}": a.detach() for k, a in enumerate(s.alphas)},
+            **{k: v.detach() for k, v in s.net.named_parameters()}}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# -------------------------------------------------------------------------------------------------- the plain loop, DARTS
+def three() -> list[nn.Module]:
+    return [nn.Conv2d(1, 3, 1), nn.Conv2d(1, 3, 3, padding=1), nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.Conv2d(1, 3, 1))]
+
+
+def by_hand() -> dict[str, Tensor]:
+    """DARTS of first order as one would write it for one choice of operations."""
+    torch.manual_seed(0)
+    ops, head = three(), nn.Linear(3, 2)
+    net = nn.ModuleList([*ops, head]).to(memory_format=torch.channels_last)
+    training, validation = parts()
+    alpha = search(PLAIN, OneChoice()).alphas[0].detach().clone().requires_grad_()
+    weights = list(net.parameters())  # the start and the batches are the search's, everything else is plain PyTorch
+    matrices, vectors = [p for p in weights if p.ndim > 1], [p for p in weights if p.ndim == 1]
+    sgd = torch.optim.SGD([{"params": matrices, "weight_decay": 3e-4}, {"params": vectors}], lr=0.05, momentum=0.9, nesterov=True)
+    adam = torch.optim.Adam([alpha], lr=0.05, betas=(0.5, 0.999), weight_decay=1e-3)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        share = torch.softmax(alpha, -1)
+        h = share[0, 0] * ops[0](x) + share[0, 1] * ops[1](x) + share[0, 2] * ops[2](x)
+        return functional.cross_entropy(head(torch.tanh(h).amax((2, 3))), y)
+
+    inner = train.batches(training, 4, train.Augment(translate=1), 3, 0)
+    outer = train.batches(validation, 4, train.Augment(translate=1), 3, 1)
+    losses = []
+    for step in range(STEPS):
+        batch = next(inner)
+        alpha.grad = torch.autograd.grad(loss(*next(outer)), alpha)[0]
+        adam.step()
+        sgd.zero_grad()
+        now = loss(*batch)
+        now.backward()
+        alpha.grad = None
+        nn.utils.clip_grad_norm_(weights, 5.0)
+        for group in sgd.param_groups:
+            group["lr"] = cosine(step / STEPS) * 0.05
+        sgd.step()
+        losses.append(now.item())
+    return {"losses": torch.tensor(losses), "alpha 0": alpha.detach(),
+            **{f"weight {k}": p.detach() for k, p in enumerate(weights)}}
+
+
+class OneChoice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.op = OneOf(three())
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.op(x)).amax((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_the_default_is_the_plain_loop_of_darts_bit_for_bit() -> None:
+    found, expected = trace(PLAIN, OneChoice()), by_hand()
+    assert torch.equal(found.pop("losses"), expected.pop("losses"))
+    assert all(torch.equal(a, b) for a, b in zip(found.values(), expected.values(), strict=True))
+    start = search(PLAIN, OneChoice())
+    assert (found["alpha 0"] - start.alphas[0]).abs().min().item() > 0.01
+    assert not torch.equal(found["head.weight"], start.net.get_parameter("head.weight"))
+
+
+# ----------------------------------------------------------------------------------------------- special cases, and effects
+half = relax.constant(0.5)
+PARTS: dict[str, tuple[Method, Method | None]] = {
+    "random perturbation": (replace(PLAIN, perturbation="random"), replace(PLAIN, perturbation="random", radius=half)),
+    "adversarial perturbation": (replace(PLAIN, perturbation="adversarial"),
+                                 replace(PLAIN, perturbation="adversarial", radius=half)),
+    "β decay": (replace(PLAIN, regularisers=((relax.beta_decay, relax.constant(0.0)),)),
+                replace(PLAIN, regularisers=((relax.beta_decay, half),))),
+    "two regularisers": (replace(PLAIN, regularisers=((relax.entropy, relax.constant(0.0)), (relax.anchor, relax.constant(0.0)))),
+                         replace(PLAIN, regularisers=((relax.entropy, relax.constant(0.0)), (relax.anchor, half)))),
+    "bypass": (replace(PLAIN, bypass=relax.constant(0.0)), replace(PLAIN, bypass=half)),
+    "finite difference": (replace(PLAIN, hypergradient=FiniteDifference(0.0)),
+                          replace(PLAIN, hypergradient=FiniteDifference(0.1))),
+    "steps of no length": (replace(PLAIN, hypergradient=Unrolled(2, 0.0)), replace(PLAIN, hypergradient=Unrolled(2, 0.1))),
+    "unrolled": (replace(PLAIN, hypergradient=Unrolled(0, 0.1)), replace(PLAIN, hypergradient=Unrolled(1, 0.1))),
+    "neumann": (replace(PLAIN, hypergradient=Neumann(0, 0.1)), replace(PLAIN, hypergradient=Neumann(2, 0.1))),
+    "conjugate gradients": (replace(PLAIN, hypergradient=ConjugateGradient(0)),
+                            replace(PLAIN, hypergradient=ConjugateGradient(2, damping=1.0))),
+    "temperature": (replace(PLAIN, temperature=relax.linear(1.0, 1.0)), replace(PLAIN, temperature=half)),
+    "prune": (replace(PLAIN, prune=((0.0, 3), (0.5, 3))), replace(PLAIN, prune=((0.4, 2),))),
+    "still": (replace(PLAIN, still=0.0), replace(PLAIN, still=0.4)),
+    "rates": (replace(PLAIN, rates=cosine), replace(PLAIN, rates=half)),
+}
+
+
+@pytest.mark.parametrize(("nothing", "something"), PARTS.values(), ids=PARTS)
+def test_a_part_that_is_nothing_is_darts_bit_for_bit_and_one_that_is_something_is_not(nothing: Method, something: Method) -> None:
+    plain = trace(PLAIN)
+    assert equal(trace(nothing), plain)
+    assert not equal(trace(something), plain)
+
+
+@pytest.mark.parametrize("other", [
+    replace(PLAIN, start=0.1), replace(PLAIN, lr=0.1), replace(PLAIN, betas=(0.9, 0.9)), replace(PLAIN, decay=0.1),
+    replace(PLAIN, edges=True), replace(PLAIN, recipe=replace(PLAIN.recipe, smoothing=0.1)),
+    *(replace(PLAIN, relaxation=r) for r in (relax.sparsemax, relax.sigmoid, relax.gumbel, relax.gumbel_hard, relax.dirichlet))])
+def test_every_other_part_has_an_effect(other: Method) -> None:
+    a, b = trace(other), trace(PLAIN)
+    assert not torch.equal(a["alpha 0"], b["alpha 0"])
+    assert not torch.equal(a["out.largest.weight"], b["out.largest.weight"])
+    assert all(bool(v.isfinite().all()) for v in a.values())
+
+
+def test_the_seed_decides_everything() -> None:
+    runs = []
+    for seed in (3, 3, 4):
+        s = search(replace(PLAIN, relaxation=relax.gumbel, perturbation="random", radius=half), seed=seed)
+        runs.append((s.run(STEPS), [a.tolist() for a in s.alphas], s.sample(0), s.sample(1)))
+    assert runs[0] == runs[1]
+    assert runs[0][0] != runs[2][0]
+    assert runs[0][1] != runs[2][1]
+
+
+def test_a_draw_is_the_same_within_a_step_and_another_in_the_next() -> None:
+    s = search(replace(PLAIN, relaxation=relax.dirichlet))
+
+    def drawn() -> Tensor:
+        return torch.cat([m.weights.detach().flatten() for m in s.mixes([*s.alphas, *s.betas])])
+
+    first = drawn()
+    assert torch.equal(first, drawn())
+    s.done += 1
+    later = drawn()
+    assert float((later - first).abs().min()) > 0
+
+
+def test_alpha_rests_while_it_is_still() -> None:
+    s = search(replace(PLAIN, still=0.5))
+    before = [a.detach().clone() for a in s.alphas]
+    s.run(3)
+    assert all(torch.equal(a, b) for a, b in zip(s.alphas, before, strict=True))
+    s.run(1)
+    assert not any(torch.equal(a, b) for a, b in zip(s.alphas, before, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------- hypergradients
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("method", [FirstOrder(), Unrolled(1, 0.3)])
+def test_the_hypergradient_of_a_network_against_central_differences(method: Hypergradient, training: bool) -> None:
+    s = search(PLAIN, loud().double())
+    s.net.train(training)
+    train_, val = (next(train.batches(p, 6, train.Augment(), 0, 0)) for p in (s.training, s.validation))
+    names, w = zip(*s.net.named_parameters(), strict=True)
+    outer, inner = (s._loss((x.double(), y), names) for x, y in (val, train_))
+    generator = torch.Generator().manual_seed(0)
+    alphas = [torch.randn(a.shape, dtype=F64, generator=generator) for a in s.alphas]
+    betas = list(s.betas)
+    found = method(outer, inner, w, [*alphas, *betas])[:len(alphas)]
+
+    def value(at: list[Tensor]) -> float:
+        """The validation loss, after one inner step for `Unrolled`."""
+        weights = [p.detach() for p in w]
+        if isinstance(method, Unrolled):
+            leaves = [p.requires_grad_() for p in weights]
+            slopes = torch.autograd.grad(inner(leaves, [*at, *betas]), leaves)
+            weights = [(p - method.rate * g).detach() for p, g in zip(leaves, slopes, strict=True)]
+        with torch.no_grad():
+            return outer(weights, [*at, *betas]).item()
+
+    worst, response, h = 0.0, 0.0, 1e-5
+    for k, alpha in enumerate(alphas):
+        for place in range(alpha.numel()):
+            up, down = (value([a + (s_ * h * functional.one_hot(torch.tensor(place), a.numel()).view_as(a) if j == k else 0)
+                               for j, a in enumerate(alphas)]) for s_ in (1, -1))
+            worst = max(worst, abs((up - down) / (2 * h) - float(found[k].flatten()[place])))
+            response = max(response, abs(up - down) / (2 * h))
+    assert response > 0.01
+    assert worst <= 1e-8  # measured: 2e-10
+
+
+# --------------------------------------------------------------------------------------------------------------- resuming
+@pytest.mark.parametrize("method", [
+    PLAIN, replace(PLAIN, recipe=replace(PLAIN.recipe, kernel_lr=0.1)),
+    replace(PLAIN, relaxation=relax.dirichlet, edges=True, prune=((0.3, 2),), perturbation="adversarial", radius=half)])
+def test_a_resumed_search_is_the_uninterrupted_one_bit_for_bit(method: Method) -> None:
+    whole = search(method)
+    losses = whole.run(3)
+    blob = tensors_to_bytes(whole.state())
+    taken = {k: v.clone() for k, v in whole.state().items()}
+    kept = whole.state()
+    later = whole.run(3)
+    assert equal(kept, taken)  # a state is a copy
+    with torch.random.fork_rng():
+        other = Net()
+        for p in other.parameters():
+            nn.init.normal_(p)
+    resumed = search(method, other)
+    resumed.load(tensors_from_bytes(blob))
+    assert resumed.done == 3
+    assert resumed.run(3) == later != losses
+    assert equal(resumed.state(), whole.state())
+    assert any("opt" in k for k in taken)
+
+
+@pytest.mark.parametrize("spoil", [lambda d: d.pop("alpha 0"), lambda d: d.pop("done"), lambda d: d.pop("net out.largest.weight"),
+                                   lambda d: d.update({"alpha 0": torch.zeros(9, 9)})])
+def test_another_searchs_state_is_refused(spoil: Callable[[dict[str, Tensor]], object]) -> None:
+    s = search(PLAIN)
+    s.run(1)
+    state = s.state()
+    spoil(state)
+    with pytest.raises(InputError, match="belongs to another network or method: start the search anew"):
+        search(PLAIN).load(state)
+
+
+# ---------------------------------------------------------------------------------------------------------- architectures
+def test_pruning_keeps_the_options_of_the_largest_alpha() -> None:
+    s = search(replace(PLAIN, prune=((0.0, 2), (0.5, 1)), lr=0.0))
+    values = [torch.randn(a.shape, generator=torch.Generator().manual_seed(k)) for k, a in enumerate(s.alphas)]
+    with torch.no_grad():
+        for a, v in zip(s.alphas, values, strict=True):
+            a.copy_(v)
+    s.run(1)
+    for allowed, v in zip(s.allowed, values, strict=True):
+        assert torch.equal(allowed, v >= v.sort(1, descending=True).values[:, [1]])
+    mixes = s.mixes([*s.alphas, *s.betas])
+    assert all(torch.equal(m.weights > 0, k) for m, k in zip(mixes, s.allowed, strict=True))
+    torch.testing.assert_close(torch.cat([m.weights.sum(1) for m in mixes]), torch.ones(sum(g.rows for g in s.groups)))
+    with torch.no_grad():
+        for a, k in zip(s.alphas, s.allowed, strict=True):
+            a.masked_fill_(~k, 100.0)  # what is gone does not come back, however large its α
+    assert s.architecture() == relaxed.nearest(s.net, values) == search_space_sample(s)
+    s.done = 3
+    s.run(1)
+    assert all(torch.equal(k, v == v.max(1, keepdim=True).values) for k, v in zip(s.allowed, values, strict=True))
+
+
+def search_space_sample(s: DifferentiableSearch) -> dict[str, int]:
+    """The most frequent of a few samples when all α of the best options are far above the others."""
+    before = [a.detach().clone() for a in s.alphas]
+    with torch.no_grad():
+        for a, k in zip(s.alphas, s.allowed, strict=True):
+            a.mul_(torch.where(k, 200.0, 1.0))
+    found = s.sample(0)
+    with torch.no_grad():
+        for a, b in zip(s.alphas, before, strict=True):
+            a.copy_(b)
+    return found
+
+
+def test_pruned_options_do_not_count_in_a_regulariser() -> None:
+    s = search(PLAIN)
+    penalised = search(replace(PLAIN, regularisers=((relax.beta_decay, relax.constant(2.0)),)))
+    assert s.penalty(s.alphas).item() == 0
+    everything = penalised.penalty(penalised.alphas).item()
+    expected = 2 * sum(a.logsumexp(1).mean().item() for a in penalised.alphas)
+    assert everything == pytest.approx(expected, abs=1e-5)
+    for a, k in zip(penalised.alphas, penalised.allowed, strict=True):
+        k[:, 1:] = False
+        assert a.shape[1] > 1
+    left = penalised.penalty(penalised.alphas).item()
+    assert left == pytest.approx(2 * sum(a[:, 0].mean().item() for a in penalised.alphas), abs=1e-5)
+
+
+def test_samples_follow_the_softmax_of_alpha() -> None:
+    s, draws = search(PLAIN, OneChoice()), 3000
+    with torch.no_grad():
+        s.alphas[0].copy_(torch.tensor([[0.0, 1.0, -0.5]]))
+    counts = torch.zeros(3)
+    for number in range(draws):
+        counts[next(iter(s.sample(number).values()))] += 1
+    expected = draws * s.alphas[0].detach()[0].softmax(0)
+    assert stats.chisquare(counts.numpy(), expected.numpy() * (draws / expected.numpy().sum())).pvalue > 0.01
+    s.allowed[0][0, 1] = False
+    assert {next(iter(s.sample(number).values())) for number in range(50)} == {0, 2}
+
+
+class Constant(nn.Module):
+    """Logits of its own that do not look at the input: ``sure`` of class 0."""
+
+    def __init__(self, sure: float) -> None:
+        super().__init__()
+        self.register_buffer("logits", torch.tensor([sure, 0.0]))
+        self.idle = nn.Parameter(torch.ones(1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.get_buffer("logits").expand(len(x), 2) + 0 * self.idle.sum()
+
+
+def test_settling_picks_the_options_without_which_the_loss_is_largest() -> None:
+    """All images are of class 0, so that the loss falls in the mixture's certainty; every α says otherwise."""
+    data = images(80)
+    data = replace(data, labels=torch.zeros_like(data.labels))
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = OneOf({"wrong": Constant(-2.0), "right": Constant(3.0), "blank": Constant(0.0)})
+            self.b = OneOf({"right": Constant(2.0), "wrong": Constant(-1.0)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + self.b(x)  # type: ignore[no-any-return]
+
+    training, validation = halves(data)
+    s = DifferentiableSearch(Two(), training, validation, PLAIN, 4, 0, train.Augment())
+    with torch.no_grad():
+        s.alphas[0].copy_(torch.tensor([[0.0, -0.5, 1.0]]))
+        s.alphas[1].copy_(torch.tensor([[0.0, 0.5]]))
+    assert s.architecture() == {"a": 2, "b": 1}
+    s.done = 4
+    found = list(s.settle(tuning=2, limit=16))
+    assert len(found) == 2
+    assert found[0] in ({"a": 1, "b": 1}, {"a": 2, "b": 0})  # row by row
+    assert found[1] == {"a": 1, "b": 0} == s.architecture()
+    assert s.done == 4 + 2 * 2
+    # by hand: without "right" of a, the other two at softmax(0, 1) and b at its softmax
+    rest = torch.tensor([0.0, 1.0]).softmax(0)
+    fresh = DifferentiableSearch(Two(), training, validation, PLAIN, 4, 0, train.Augment())
+    with torch.no_grad():
+        fresh.alphas[0].copy_(torch.tensor([[0.0, -0.5, 1.0]]))
+        fresh.alphas[1].copy_(torch.tensor([[0.0, 0.5]]))
+    kept = [a.detach().clone() for a in fresh.alphas]
+    b = torch.tensor([0.0, 0.5]).softmax(0)
+    margin = -2.0 * rest[0] + 2.0 * b[0] - b[1]
+    assert fresh._without(0, 0, 1, 16) == pytest.approx(float(functional.softplus(-margin)), abs=1e-5)
+    assert all(torch.equal(x, y) for x, y in zip(fresh.alphas, kept, strict=True))
+
+
+def test_settling_tunes_the_weights_after_every_row() -> None:
+    s = search(PLAIN)
+    s.run(STEPS)
+    archs = []
+    before = s.net.get_parameter("out.largest.weight").detach().clone()
+    for arch in s.settle(tuning=1, limit=20):
+        archs.append(arch)
+        now = s.net.get_parameter("out.largest.weight").detach().clone()
+        assert not torch.equal(now, before)
+        before = now
+    assert len(archs) == sum(g.rows for g in s.groups) == 8
+    assert s.done == STEPS + 8
+    assert archs[-1] == s.architecture()
+    genes = layout(choices.space_of(s.net)).genes
+    assert set(archs[-1]) <= {g.path for g in genes}
+
+
+def test_the_weights_of_the_edges_of_one_node_sum_to_one() -> None:
+    s = search(replace(PLAIN, edges=True))
+    s.run(STEPS)
+    (cell,) = (k for k, g in enumerate(s.groups) if g.targets)
+    beta, edges = s.betas[cell].detach(), s.mixes([*s.alphas, *s.betas])[cell].edges
+    assert edges is not None and s.groups[cell].targets == (1, 2, 2)
+    assert beta[1:].abs().min().item() > 1e-3  # they have learned
+    torch.testing.assert_close(edges.detach(), torch.tensor([1.0, *beta[1:].softmax(0)]))
+    assert all(len(b) == 0 for k, b in enumerate(s.betas) if k != cell)
+    assert all(m.edges is None for k, m in enumerate(s.mixes([*s.alphas, *s.betas])) if k != cell)
+
+
+# ------------------------------------------------------------------------------------------------------------ perturbations
+def test_perturbations_stay_within_their_radius_and_the_adversarial_one_raises_the_loss() -> None:
+    batch = next(train.batches(parts()[0], 8, train.Augment(), 0, 0))
+    rises = {}
+    for kind in ("random", "adversarial"):
+        s = search(replace(PLAIN, perturbation=kind, radius=relax.constant(0.3)), loud())
+        moved = s._perturbed(batch)
+        for a, m in zip(s.alphas, moved, strict=True):
+            assert 0.05 < (m - a).abs().max().item() <= 0.3 + 1e-6
+        with torch.no_grad():
+            rises[kind] = (s.loss(batch, [*moved, *s.betas]) - s.loss(batch, [*s.alphas, *s.betas])).item()
+    assert rises["adversarial"] > max(0.01, 2 * rises["random"])
+
+
+def test_an_attack_goes_on_where_an_alpha_has_no_effect() -> None:
+    """Of a sampled operation alone the choices inside it are in the graph."""
+    inner = OneOf({"conv": nn.Conv2d(1, 1, 1), "tanh": nn.Tanh()})
+    net = nn.Sequential(OneOf({"deep": nn.Sequential(inner), "flat": nn.Identity()}), nn.Flatten(), nn.Linear(36, 2))
+    s = search(replace(PLAIN, relaxation=relax.gumbel_hard, perturbation="adversarial", radius=half), net)
+    live = []
+    for _ in range(STEPS):
+        live.append(s.mixes([*s.alphas, *s.betas])[0].live[0])
+        s.run(1)
+    assert {(0,), (1,)} == set(live)
+
+
+# ------------------------------------------------------------------------------------------------------------- bad input
+def test_bad_parts_are_refused() -> None:
+    training, validation = parts()
+    nothing = torch.arange(0)
+    with pytest.raises(InputError, match="validation part is empty"):
+        DifferentiableSearch(Net(), training, validation.part(nothing), PLAIN, 2, 0, train.Augment())
+    both = images().part(torch.arange(70, 100))
+    with pytest.raises(InputError, match="share 10 images"):
+        DifferentiableSearch(Net(), training, replace(both, x=training.x), PLAIN, 2, 0, train.Augment())
+    with pytest.raises(InputError, match="training part has 1 images"):
+        DifferentiableSearch(Net(), training.part(torch.arange(1)), validation, PLAIN, 2, 0, train.Augment())
+    DifferentiableSearch(Net(), training, both, PLAIN, 2, 0, train.Augment())  # another data set's images are others
+
+
+def test_a_loss_that_is_not_a_number_says_so() -> None:
+    s = search(replace(PLAIN, still=1.0))
+    with torch.no_grad():
+        s.net.get_parameter("out.largest.bias").fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=r"training loss became nan.* at step 1 of 6: use a smaller learning rate"):
+        s.run(1)
+    assert s.done == 0
+    s = search(PLAIN)
+    with torch.no_grad():
+        s.net.get_parameter("out.largest.bias").fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="hypergradient is not finite"):
+        s.run(1)
+
+
+def test_a_gradient_that_is_not_a_number_leaves_the_weights_alone() -> None:
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (0 * x).sqrt()  # its value is 0, its gradient 0 · ∞
+
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), OneOf({"root": Root(), "same": nn.Identity()}), nn.Flatten(), nn.Linear(36, 2))
+    s = search(replace(PLAIN, still=1.0), net)
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(FloatingPointError, match="gradient's norm nan"):
+        s.run(1)
+    assert all(torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------- the cell space
+METHODS: dict[str, Method] = {
+    "darts": PLAIN,
+    "second order": replace(PLAIN, hypergradient=FiniteDifference(0.025)),
+    "gdas": replace(PLAIN, relaxation=relax.gumbel_hard, temperature=relax.linear(10, 0.1)),
+    "snas": replace(PLAIN, relaxation=relax.gumbel, temperature=relax.exponential(5.0, 0.2)),
+    "drnas": replace(PLAIN, relaxation=relax.dirichlet, regularisers=((relax.anchor, relax.constant(1e-3)),), prune=((0.5, 2),)),
+    "sparsemax": replace(PLAIN, relaxation=relax.sparsemax, start=0.5),
+    "fairdarts": replace(PLAIN, relaxation=relax.sigmoid, regularisers=((relax.fairness, relax.constant(10.0)),)),
+    "β-darts": replace(PLAIN, regularisers=((relax.beta_decay, relax.linear(0, 50)),)),
+    "darts-": replace(PLAIN, bypass=relax.linear(1, 0)),
+    "sdarts": replace(PLAIN, perturbation="adversarial", radius=relax.linear(0, 0.3)),
+    "edges": replace(PLAIN, edges=True),
+    "idarts": replace(PLAIN, hypergradient=Neumann(2, 0.01)),
+    "unrolled": replace(PLAIN, hypergradient=Unrolled(1, 0.05)),
+    "conjugate": replace(PLAIN, hypergradient=ConjugateGradient(2, damping=1.0)),
+}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_method_searches_the_cell_space(method: Method) -> None:
+    torch.manual_seed(0)
+    net = cells((1, 6, 6), 2, stages=2, widths=[(2, 4), (4, 8)], heads=("linear", "hidden"),
+                operations=("none", "skip", "dil_3x3", "mbconv_3x3"))
+    s = search(method, net, steps=3)
+    before = [a.detach().clone() for a in s.alphas]
+    assert len(s.run(9)) == 3
+    moved = [g.path for g, a, b in zip(s.groups, s.alphas, before, strict=True) if not torch.equal(a, b)]
+    assert all(any(p.endswith(end) for p in moved) for end in ("width", "cells", "/cell", "reduce", "head")), moved
+    arch, sampled = s.architecture(), s.sample(1)
+    for found in (arch, sampled):
+        alone = choices.extract(net, found).eval()
+        assert alone(torch.rand(2, 1, 6, 6)).shape == (2, 2)
+    assert 0 < s.validation_loss(20) < 10
