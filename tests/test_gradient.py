@@ -1,0 +1,198 @@
+"""Gradient strategies: the conformance kit, every recipe on every kind of space, resuming, and what is watched."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nasopt.errors import InputError
+from nasopt.nets import choices
+from nasopt.nets.differentiable import DifferentiableSearch, Method
+from nasopt.nets.train import Augment, Images
+from nasopt.space import check, key, layout
+from nasopt.spaces.cells import cells
+from nasopt.spaces.darts import darts
+from nasopt.spaces.nb201 import nb201
+from nasopt.strategies import catalogue
+from nasopt.strategies.gradient import DARTS, RECIPES, WINDOW, Blobs, Gradient, Slice, curvature, evenness, skip_share
+from nasopt.testing.strategy import check_strategy
+from nasopt.trial import Ask, Objective, Problem, Trial
+
+
+class Own(nn.Module):
+    """Somebody's network with one choice of every kind that changes no shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = choices.Width((4, 8))
+        self.stem = choices.Conv2d(3, width, choices.KernelSize((1, 3)), bias=False)
+        self.norm = choices.BatchNorm2d(width)
+        self.act = choices.OneOf({"relu": nn.ReLU(), "tanh": nn.Tanh(), "none": nn.Identity()})
+        self.blocks = choices.Depth([choices.Conv2d(width, width, 3, padding=1) for _ in range(2)], (0, 1, 2))
+        self.head = choices.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.act(self.norm(self.stem(x)))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+NETS = {"cells": lambda: cells((3, 8, 8), 4, stages=2, widths=((4, 8), (8, 16)), operations=("none", "skip", "conv_3x3")),
+        "nb201": lambda: nb201(4, 4, 1, affine=False), "darts": lambda: darts(4, 4, 3), "own": Own}
+
+
+def images(n: int = 96, size: int = 8) -> Images:
+    """Four classes that differ in the brightness of the corners."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % 4
+    x = 0.3 * torch.randn(n, 3, size, size, generator=generator)
+    for k in range(4):
+        x[y == k, :, (k // 2) * size // 2:][..., (k % 2) * size // 2:] += 1.0
+    return Images.all(x, y, torch.zeros(3), torch.ones(3))
+
+
+def problem_of(net: nn.Module) -> Problem:
+    return Problem(choices.space_of(net), (Objective("error"),))
+
+
+def strategy(kind: str = "nb201", method: Method = DARTS, seed: int = 0, steps: int = 6, slices: int = 3,
+             flat: float | None = None, blobs: Blobs | None = None) -> Gradient:
+    torch.manual_seed(0)
+    net = NETS[kind]()
+    method = replace(method, recipe=replace(method.recipe, batch=8))
+    return Gradient(problem_of(net), seed, search_of(net, method, steps, seed), "darts1", flat, slices, blobs)
+
+
+def search_of(net: nn.Module, method: Method, steps: int, seed: int = 0) -> DifferentiableSearch:
+    data = images()
+    return DifferentiableSearch(net, data.part(torch.arange(48)), data.part(torch.arange(48, 96)), method, steps, seed, Augment())
+
+
+class Kept:
+    """Blobs in memory."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+
+    def put(self, name: str, blob: bytes) -> None:
+        self.blobs[name] = blob
+
+    def get(self, name: str) -> bytes | None:
+        return self.blobs.get(name)
+
+
+def test_the_conformance_kit() -> None:
+    check_strategy(lambda problem, seed: strategy(seed=seed, steps=2, slices=2), problem_of(NETS["nb201"]()))
+
+
+@pytest.mark.parametrize("kind", list(NETS))
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_recipe_searches_every_space(name: str, kind: str) -> None:
+    recipe = RECIPES[name]
+    found = strategy(kind, recipe.method, steps=4, slices=2, flat=recipe.flat)
+    before = [a.detach().clone() for a in found.search.alphas]
+    arch = found.finish()
+    check(found.problem.space, arch)
+    assert len(found.history) == 2 and all(np.isfinite(s.loss) for s in found.history)
+    assert any(not torch.equal(a, b) for a, b in zip(before, found.search.alphas, strict=True))
+    assert choices.extract(NETS[kind](), arch)(torch.randn(2, 3, 8, 8)).shape == (2, 4)
+
+
+def test_the_names_are_those_of_the_catalogue() -> None:
+    assert sorted(RECIPES) == list(catalogue.GRADIENT)
+    with pytest.raises(InputError, match="darts1 trains a network"):
+        catalogue.make("darts1", problem_of(NETS["nb201"]()), 0)
+    with pytest.raises(InputError, match="'darts1'"):
+        catalogue.make("dart1", problem_of(NETS["nb201"]()), 0)
+
+
+def test_a_search_that_is_resumed_equals_one_that_was_not_interrupted() -> None:
+    kept, whole = Kept(), strategy(slices=4, steps=8)
+    asked = [whole.ask(1, k)[0] for k in range(6)]
+    first = strategy(slices=4, steps=8, blobs=kept)
+    assert [first.ask(1, k)[0] for k in range(2)] == asked[:2]
+    again = strategy(slices=4, steps=8, blobs=kept)
+    assert again.search.done == 4  # nothing is trained again
+    assert [again.ask(1, k)[0] for k in range(6)] == asked
+    for a, b in zip(whole.search.alphas, again.search.alphas, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(*(torch.cat([p.flatten() for p in s.search.net.parameters()]) for s in (whole, again)))
+
+
+def test_it_first_asks_for_the_largest_alpha_and_then_for_draws_that_nobody_asked_for() -> None:
+    found = strategy(slices=1)
+    asks = found.ask(30, 0)
+    assert dict(asks[0].arch) == layout(found.problem.space).archs(
+        layout(found.problem.space).canonical(layout(found.problem.space).rows([found.architecture])))[0]
+    assert len({key(a.arch) for a in asks}) == 30 and all(a.by == "darts1" for a in asks)
+    other = strategy(slices=1)
+    other.tell([Trial(Ask(90, asks[0].arch), {"error": 0.5}, 1.0)])
+    assert other.ask(1, 0)[0].arch != asks[0].arch
+
+
+def test_a_sharp_minimum_stops_the_search_and_gives_what_was_found_before() -> None:
+    found = strategy(slices=3 * WINDOW, steps=3 * WINDOW, flat=0.75)
+    tops = [1.0] * WINDOW + [3.0] * 2 * WINDOW
+    scores = [tuple(torch.full(g.shape, 0.0).index_fill(1, torch.tensor(k % 5), 1.0) for g in found.search.groups)
+              for k in range(len(tops))]
+    made = iter([Slice(s, 1.0, 0.0, 1.0, t) for s, t in zip(scores, tops, strict=True)])
+    found._train = lambda: next(made)  # type: ignore[method-assign]
+    found.finish()
+    trained = len(found.history) - 1
+    means = [np.mean(tops[k - WINDOW:k]) for k in range(WINDOW, len(tops) + 1)]
+    assert trained == WINDOW + next(k for k in range(WINDOW, len(means)) if means[k - WINDOW] / means[k] < 0.75)
+    assert found.history[-1] is found.history[trained - 1 - WINDOW]
+    done = len(found.history)
+    found.ask(3, 0)
+    assert len(found.history) == done
+
+
+def test_the_curvature_is_that_of_the_whole_hessian() -> None:
+    found = strategy(method=replace(DARTS, start=0.5))
+    search = found.search
+    extremes = curvature(search, 48, np.random.default_rng(0), products=24)
+    batch = search.validation.normalised(slice(0, 48)), search.validation.y[:48]
+    hessian = torch.autograd.functional.hessian(lambda a: search.loss(batch, [a, *search.betas]), search.alphas[0].detach())
+    size = search.alphas[0].numel()
+    values = np.linalg.eigvalsh(hessian.reshape(size, size).double().numpy())
+    assert extremes.high == pytest.approx(values[-1], rel=1e-2) and extremes.low == pytest.approx(values[0], rel=1e-2)
+
+
+def test_what_is_watched_counts_skips_and_evenness() -> None:
+    found = strategy()
+    scores = [torch.zeros(6, 5)]
+    scores[0][:3, 1] = 9.0
+    assert skip_share(found.search, scores) == 0.5
+    assert evenness([torch.zeros(2, 4)]) == pytest.approx(1) and evenness([torch.tensor([[50.0, 0.0]])]) < 1e-6
+    assert evenness([torch.tensor([[0.0, 0.0, -torch.inf, -torch.inf]])]) == pytest.approx(0.5)
+
+
+def test_a_method_whose_steps_prefer_an_operation_finds_it() -> None:
+    """A choice between seeing the input and seeing noise."""
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.zeros_like(x)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.see = choices.OneOf({"nothing": Noise(), "all": nn.Identity()})
+            self.head = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.see(x))  # type: ignore[no-any-return]
+
+    for name in ("darts1", "darts2", "gdas", "drnas", "darts_pt"):
+        net = Net()
+        method = replace(RECIPES[name].method, lr=0.05, recipe=replace(DARTS.recipe, batch=16))
+        assert Gradient(problem_of(net), 0, search_of(net, method, 60), name, slices=2).finish() == {"see": 1}, name
+
+
+def test_bad_input() -> None:
+    net = NETS["own"]()
+    with pytest.raises(InputError, match="must have the problem's space"):
+        Gradient(problem_of(net), 0, strategy().search, "darts1")
+    with pytest.raises(InputError, match="at least 1 slice, got 0"):
+        strategy(slices=0)
