@@ -225,7 +225,8 @@ class Width(Choosing):
 
     def mask(self) -> Tensor | None:
         """While it is a mixture: how much of every channel there is, (value,): the weights of all options that hold it (Wan et
-        al., FBNetV2, CVPR 2020, fig. 3). Every layer of this width multiplies its output by it."""
+        al., FBNetV2, CVPR 2020, fig. 3). Every layer of this width multiplies its output by it: between
+        two layers the modules should keep 0 (`nn.Sigmoid` does not), or channels that are hardly there count whole."""
         return _mask(self, self.sizes)
 
     def __mul__(self, factor: int) -> Multiple:
@@ -764,7 +765,7 @@ class Graph(nn.Module):
         if self.partial > 1:
             rest = node.raw[:, part.raw.shape[1]:]
             out = shuffled(torch.cat([torch.zeros_like(part.raw) if out is None else out, rest], 1), self.partial)
-        shares = self.wiring.mix.edges if option == MIXED and self.wiring.mix is not None else None
+        shares = None if self.wiring.mix is None else self.wiring.mix.edges
         return out if out is None or shares is None else shares[edge] * out  # Xu et al., eq. 4
 
     def _term(self, edge: int, option: int, node: Node) -> Tensor:
