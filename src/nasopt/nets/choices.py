@@ -226,7 +226,8 @@ class Width(Choosing):
 
     def mask(self) -> Tensor | None:
         """While it is a mixture: how much of every channel there is, (value,): the weights of all options that hold it (Wan et
-        al., FBNetV2, CVPR 2020, fig. 3). Every layer of this width multiplies its output by it."""
+        al., FBNetV2, CVPR 2020, fig. 3). Every layer of this width multiplies its output by it: between
+        two layers the modules should keep 0 (`nn.Sigmoid` does not), or channels that are hardly there count whole."""
         return _mask(self, self.sizes)
 
     def __mul__(self, factor: int) -> Multiple:
@@ -774,7 +775,7 @@ class Graph(nn.Module):
         total = self._mixture(edge, part) if option == MIXED else self._term(edge, option, part)
         if self.partial > 1:
             total = passed_by(total, node.raw, self.partial)
-        return edge_weighted(total, edge, self.wiring.mix) if option == MIXED else total
+        return edge_weighted(total, edge, self.wiring.mix)
 
     def _term(self, edge: int, option: int, node: Node) -> Tensor:
         operation = self.operation(edge, option)
