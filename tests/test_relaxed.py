@@ -487,3 +487,20 @@ def test_weights_of_zero_are_found_from_the_values() -> None:
     mix = relaxed.mix(torch.tensor([[0.0, 1.0, 0.0], [0.2, 0.0, 0.8]], requires_grad=True), 0.5)
     assert mix.live == ((1,), (0, 2))
     assert mix.bypass == 0.5
+
+
+def test_options_that_change_the_shape_are_found_where_they_stand_even_below_other_options() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            inner = choices.OneOf({"whole": nn.Identity(), "half": nn.AvgPool2d(2)})
+            self.way = choices.OneOf({"plain": nn.Tanh(), "deep": nn.Sequential(inner, nn.Upsample((8, 8)))})
+            self.act = choices.OneOf({"relu": nn.ReLU(), "tanh": nn.Tanh()})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.way(x))  # type: ignore[no-any-return]
+
+    net = Net().train()
+    found = dict(zip((g.path for g in relaxed.groups(net)), relaxed.uneven(net, torch.randn(2, 3, 8, 8)), strict=True))
+    assert [path for path, different in found.items() if different] == [p for p in found if p.startswith("way=deep/")]
+    assert len(found) == 3 and net.training

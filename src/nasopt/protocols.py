@@ -22,15 +22,6 @@ class Strategy(Protocol):
         ...
 
 
-@runtime_checkable
-class Stateful(Protocol):
-    """Only for what cannot be replayed from the log, such as weights."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
 class Estimator(Protocol):
     """Measures an architecture. May raise anything: the loop turns it into a trial with an error."""
 

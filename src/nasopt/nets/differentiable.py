@@ -104,6 +104,8 @@ class DifferentiableSearch:
         alphas: the architecture parameters of every group of `nasopt.nets.relaxed.groups`, (rows, options).
         betas: those of the edges, (rows,); empty for groups without nodes, and without `Method.edges`.
         allowed: which options are left, bool like ``alphas``.
+        uneven: of every group, whether its options cannot be added (`nasopt.nets.relaxed.uneven`); one of them is then drawn
+            in every step, by `nasopt.nets.relax.gumbel_hard`, whatever the method.
         done: steps done, those of `settle` included.
 
     Raises:
@@ -125,6 +127,7 @@ class DifferentiableSearch:
     def __post_init__(self) -> None:
         _check_parts(self.training, self.validation)
         self.groups = relaxed.groups(self.net)
+        self.uneven = relaxed.uneven(self.net, self.training.normalised(slice(0, 2)))
         generator = self._generator("start")
         self.alphas = [(self.method.start * torch.randn(g.shape, generator=generator)).requires_grad_() for g in self.groups]
         self.betas = [torch.zeros(len(g.targets) if self.method.edges else 0).requires_grad_() for g in self.groups]
@@ -226,9 +229,10 @@ class DifferentiableSearch:
         count, method, t = len(self.groups), self.method, self.progress
         generator = self._generator("relaxation")
         found = []
-        for group, alpha, beta, allowed in zip(self.groups, parameters[:count], parameters[count:], self.allowed, strict=True):
-            kept = _kept(allowed)
-            weights = method.relaxation(alpha.gather(1, kept), method.temperature(t), generator)
+        for k, (group, alpha, beta) in enumerate(zip(self.groups, parameters[:count], parameters[count:], strict=True)):
+            kept = _kept(self.allowed[k])
+            relaxation = relax.gumbel_hard if self.uneven[k] else method.relaxation
+            weights = relaxation(alpha.gather(1, kept), method.temperature(t), generator)
             full = torch.zeros_like(alpha).scatter(1, kept, weights)
             found.append(relaxed.mix(full, method.bypass(t), _by_target(beta, group.targets) if len(beta) else None))
         return found
@@ -277,11 +281,10 @@ class DifferentiableSearch:
         order = [(k, row) for k, group in enumerate(self.groups) for row in range(group.rows)]
         for place in torch.randperm(len(order), generator=self._generator("settle")).tolist():
             k, row = order[place]
-            weights = self.mixes([*self.alphas, *self.betas])[k].weights[row].detach()
-            losses = {option: self._without(k, row, option, limit) for option in weights.nonzero()[:, 0].tolist()}
+            losses = {option: self._without(k, row, option, limit) for option in self.allowed[k][row].nonzero()[:, 0].tolist()}
             best = max(losses, key=losses.__getitem__)
             with torch.no_grad():
-                self.alphas[k][row] = torch.full_like(weights, -30.0).index_fill(0, torch.tensor(best), 30.0)
+                self.alphas[k][row] = torch.full_like(self.alphas[k][row], -30.0).index_fill(0, torch.tensor(best), 30.0)
             self._tune(tuning)
             yield self.architecture()
 

@@ -8,13 +8,14 @@ mean of its options' outputs: every layer of it weighs its channels anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from nasopt.errors import InputError
 from nasopt.nets.choices import MIXED, Choosing, Mix, Pairs, Wiring, plan_of
@@ -99,6 +100,38 @@ def mix(weights: Tensor, bypass: float = 0.0, edges: Tensor | None = None) -> Mi
     """The mix of weights (rows, options); options of weight 0 are not computed."""
     live = tuple(tuple(np.flatnonzero(row).tolist()) for row in weights.detach().cpu().numpy())
     return Mix(weights, live, bypass, edges)
+
+
+@torch.no_grad()
+def uneven(module: nn.Module, x: Tensor) -> tuple[bool, ...]:
+    """Of every group, whether its options give outputs of different shapes for the batch ``x``, such as different strides: these
+    cannot be added, only chosen between. Everything else is at its first option meanwhile."""
+    plan, found, result = plan_of(module), groups(module), list[bool]()
+    genes = {gene.path: gene for gene in plan.columns.genes}
+    for group in found:
+        above, gene = dict[str, int](), genes.get(group.path)
+        while gene is not None and gene.parent >= 0:
+            parent = plan.columns.genes[gene.parent]
+            above[parent.path], gene = min(gene.when), parent
+        shapes = {_shape(module, group.choices[0], {**above, group.path: option}, x)
+                  for option in range(len(group.labels)) if group.rows == 1}
+        result.append(len(shapes) > 1)
+    return tuple(result)
+
+
+def _shape(module: nn.Module, choice: Choosing, options: Mapping[str, int], x: Tensor) -> tuple[int, ...]:
+    """The shape of what a choice gives, (): nothing, with these options of the groups of these paths."""
+    shapes, training = list[tuple[int, ...]](), module.training
+    picked = [(torch.full((g.rows,), options.get(g.path, 0)), len(g.labels)) for g in groups(module)]
+    shots = [mix(functional.one_hot(*pick).float()) for pick in picked]
+    hook = choice.register_forward_hook(lambda _module, _inputs, out: shapes.append(tuple(out.shape)))
+    try:
+        with mixed(module.eval(), shots):
+            module(x)
+    finally:
+        hook.remove()
+        module.train(training)
+    return shapes[-1] if shapes else ()
 
 
 def nearest(module: nn.Module, weights: Sequence[Tensor], allowed: Sequence[Tensor] | None = None) -> dict[str, int]:
