@@ -15,9 +15,9 @@ class Depthwise(TorchFunctionMode):
     """Inside this context every grouped convolution trains right and fast, whoever calls it; the values stay the same.
 
     In bf16 the gradient of a dilated one reads memory that nobody wrote (fresh memory is zero, so it only shows once memory is
-    used again), and that of a depthwise one with a stride or a kernel of 5 takes 2 to 14 times as long as in fp32; with a kernel
-    of 3 and no stride the two differ by less than its share of a step. Hence all of them are computed in fp32. One with a stride
-    and a dilation computes every position and keeps those that the stride visits, which takes half the time in most sizes.
+    used again), and a depthwise one with a stride or a kernel of 5 takes 2 to 14 times as long as in fp32; bf16 is a little
+    faster only with a kernel of 3 and neither stride nor dilation. Hence all of them are computed in fp32. One with a stride
+    and a dilation computes every position and keeps those that the stride visits: half the time in most sizes.
     """
 
     def __torch_function__(self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (),
