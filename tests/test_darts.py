@@ -93,7 +93,7 @@ def test_the_published_genotype() -> None:
     ("Genotype(", "Genotipe(", "not a call of Genotype"),
     ("reduce_concat=", "reduce_out=", "its arguments are"),
     ("normal_concat=[2, 3, 4, 5]", "normal_concat=__import__('os').getcwd()", "is not a published genotype"),
-    ("normal_concat=[2, 3, 4, 5]", "normal_concat=range(2, 10**9)", "is not a published genotype"),
+    ("normal_concat=[2, 3, 4, 5]", "normal_concat=range(2, 1000000)", "is not a range of nodes"),
     ("normal_concat=[2, 3, 4, 5]", "normal_concat=range(2, 6.0)", "is not a range of nodes"),
     ("normal_concat=[2, 3, 4, 5]", "normal_concat=7", "7 is not a list of nodes"),
     ("('dil_conv_3x3', 2)", "('dil_conv_3x3', '2')", "is not an operation and its source"),

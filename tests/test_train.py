@@ -179,6 +179,16 @@ def test_convolutions_keep_their_values_in_training(options: dict[str, int], gro
             torch.testing.assert_close(a, b)
 
 
+def test_grouped_convolutions_are_trained_in_fp32() -> None:
+    x = torch.randn(1, 6, 8, 8)
+    layers = {(g, d): nn.Conv2d(6, 6, 3, dilation=d, groups=g) for g in (1, 3, 6) for d in (1, 2)}
+    with torch.autocast("cpu", torch.bfloat16), Depthwise():
+        low = {key for key, layer in layers.items() if layer(x).dtype == torch.bfloat16}
+        assert low == {(1, 1), (1, 2), (3, 1)}
+    with Depthwise():
+        assert layers[6, 2].double()(x.double()).dtype == torch.float64
+
+
 def test_no_operation_reads_memory_that_nobody_wrote() -> None:
     script = """
 import torch

@@ -45,7 +45,7 @@ class Mix:
         bypass: how much of its input is added to the output of every mixture of operations that keeps the shape (DARTS−, Chu et
             al., ICLR 2021).
         edges: of a `Wiring` or `Pairs`, what each edge is multiplied by, (rows,) (edge normalisation, Xu et al., PC-DARTS, ICLR
-            2020, eq. 4).
+            2020).
     """
 
     weights: Tensor
@@ -892,7 +892,7 @@ def edge_weighted(total: Tensor | None, edge: int, mix: Mix | None) -> Tensor | 
 
 def passed_by(out: Tensor | None, x: Tensor, parts: int, stride: int = 1) -> Tensor:
     """The first of ``parts`` of x's channels after their operations (None: zeros) and the others as they are, at a stride after
-    max pooling, in changed places (Xu et al., PC-DARTS, ICLR 2020, eq. 2)."""
+    max pooling, in changed places (PC-DARTS, Xu et al., ICLR 2020)."""
     width = x.shape[1] // parts
     rest = x[:, width:] if stride == 1 else F.max_pool2d(x[:, width:], stride, ceil_mode=True)
     return shuffled(torch.cat([torch.zeros_like(rest[:, :width]) if out is None else out, rest], 1), parts)

@@ -344,7 +344,7 @@ def _kept(allowed: Tensor) -> Tensor:
 
 
 def _by_target(beta: Tensor, targets: Sequence[int]) -> Tensor:
-    """softmax over the edges that lead to one node (Xu et al., PC-DARTS, ICLR 2020, eq. 4)."""
+    """softmax over the edges that lead to one node (Xu et al., PC-DARTS, ICLR 2020)."""
     at = torch.tensor(targets)
     shares = torch.zeros_like(beta)
     for target in sorted(set(targets)):

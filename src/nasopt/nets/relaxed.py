@@ -127,7 +127,7 @@ def _shape(module: nn.Module, choice: Choosing, options: Mapping[str, int], x: T
     hook = choice.register_forward_hook(lambda _module, _inputs, out: shapes.append(tuple(out.shape)))
     try:
         with mixed(module.eval(), shots):
-            module(x)
+            module(x.to(next(module.parameters(), x).dtype))
     finally:
         hook.remove()
         module.train(training)
