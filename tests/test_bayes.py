@@ -140,6 +140,11 @@ def test_what_does_not_see_its_input_comes_last_of_the_uniform_ones_which_are_in
     assert len(orders) == 6
 
 
+def test_with_several_objectives_random_ones_and_uniform_ones_take_turns() -> None:
+    asks = BayesianOptimization(Problem(GRID, (Objective("f0"), Objective("f1"))), start=6).ask(6, 0)
+    assert [len(set(a.arch.values())) == 1 for a in asks] == [False, True] * 3
+
+
 def test_uniform_architectures() -> None:
     cell = space.Cell("cell", 3, ("none", "a", "b"), none="none")
     mixed = space.Product("", (cell, space.Choice("width", ("4", "8"))))

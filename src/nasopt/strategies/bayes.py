@@ -49,7 +49,8 @@ class BayesianOptimization:
         surrogate: ``gp`` or ``forest``, see `surrogates.model.Fitter`.
         acquisition: what a candidate is chosen by: ``ei``, ``lcb`` or ``ts``, see `surrogates.model.Model.promise`.
         start: architectures asked before the first model: those of `space.uniform` in random order, what does not see its input
-            last (a cell without operations teaches much, but is no good to begin with), the rest random.
+            last (a cell without operations teaches much, but is no good to begin with), then random ones; with several objectives,
+            of which the uniform ones are no good compromises, random ones and those by turns.
         initial: architectures to ask first; they count for ``start``, as do others' trials.
         hints: what is known of architectures for nothing, such as zero-cost proxies: more features.
         ranks: judge a single objective by the ranks of its values, whatever their scale.
@@ -73,9 +74,7 @@ class BayesianOptimization:
         self._unseen, self._fit = unseen or Unseen(problem), Fitter(problem, surrogate, seed, ranks)
         self._scores = None if hints is None else Scores.of(problem.space, hints)
         self._initial = self._unseen.layout.rows(list(initial))
-        designs = uniform(problem.space)
-        mixed = [designs[k] for k in rng(seed, 0, "design").permutation(len(designs))]
-        self._uniform = self._unseen.layout.rows(sorted(mixed, key=lambda arch: not connected(problem.space, arch)))
+        self._uniform = self._unseen.layout.rows(_designs(problem, rng(seed, 0, "design")))
         self._start = start
         self._told: dict[int, Trial] = {}
         self._pending: dict[int, Rows] = {}
@@ -183,6 +182,17 @@ class BayesianOptimization:
                 break
             rows, values = np.concatenate([rows, new]), np.concatenate([values, promise(new)])
         return rows, values
+
+
+def _designs(problem: Problem, generator: np.random.Generator) -> list[Arch]:
+    """What a search begins with, see `BayesianOptimization`."""
+    found = uniform(problem.space)
+    mixed = [found[k] for k in generator.permutation(len(found))]
+    ordered = sorted(mixed, key=lambda arch: not connected(problem.space, arch))
+    if len(problem.objectives) == 1:
+        return list(ordered)
+    lay = layout(problem.space)
+    return [arch for pair in zip(lay.archs(lay.random(generator, len(ordered))), ordered, strict=True) for arch in pair]
 
 
 @lru_cache(maxsize=1)
