@@ -49,8 +49,8 @@ class BayesianOptimization:
         surrogate: ``gp`` or ``forest``, see `surrogates.model.Fitter`.
         acquisition: what a candidate is chosen by: ``ei``, ``lcb`` or ``ts``, see `surrogates.model.Model.promise`.
         start: architectures asked before the first model: those of `space.uniform` in random order, what does not see its input
-            last (a cell without operations teaches much, but is no good to begin with), then random ones; with several objectives,
-            of which the uniform ones are no good compromises, random ones and those by turns.
+            last (a cell without operations teaches much, but is no good to begin with), then random ones; with several
+            objectives, of which the uniform ones are no good compromises, random ones and those by turns.
         initial: architectures to ask first; they count for ``start``, as do others' trials.
         hints: what is known of architectures for nothing, such as zero-cost proxies: more features.
         ranks: judge a single objective by the ranks of its values, whatever their scale.

@@ -63,10 +63,8 @@ class Portfolio:
 
     @property
     def credit(self) -> dict[str, float]:
-        """Hypervolume added per second, of every member; that of one without trials is that of the best other."""
-        rates = {name: self._gain[name] / self._cost[name] if self._cost[name] > 0 else np.inf for name in self._members}
-        best = max((rate for rate in rates.values() if np.isfinite(rate)), default=0.0)
-        return {name: float(min(rate, best)) for name, rate in rates.items()}
+        """Hypervolume added per second, of every member; 0 of one without trials, which the floor alone gives a chance."""
+        return {name: self._gain[name] / self._cost[name] if self._cost[name] > 0 else 0.0 for name in self._members}
 
     def ask(self, n: int, first: int) -> list[Ask]:
         """Up to ``n``; fewer while all members wait for trials, in the end none, when the space is exhausted."""
