@@ -84,7 +84,7 @@ class Fixed:
         self.heard += len(trials)  # type: ignore[arg-type]
 
 
-def fed(values: dict[str, float], costs: dict[str, float], asks: int = 60, **options: float) -> tuple[Portfolio, list[str]]:
+def fed(values: dict[str, float], costs: dict[str, float], asks: int = 240, **options: float) -> tuple[Portfolio, list[str]]:
     """A portfolio whose members' trials get better by ``values`` each time, and who was asked."""
     strategy = Portfolio(PROBLEM, 0, {name: Fixed() for name in values}, **options)  # type: ignore[arg-type]
     level, by = 1000.0, list[str]()
@@ -106,6 +106,16 @@ def test_who_finds_more_is_asked_more() -> None:
 def test_who_costs_less_is_asked_more() -> None:
     _, by = fed({"cheap": 5.0, "dear": 5.0}, {"cheap": 1.0, "dear": 9.0})
     assert by[10:].count("cheap") > 2 * by[10:].count("dear")
+
+
+def test_a_member_without_trials_is_asked_by_the_floor_alone() -> None:
+    strategy = Portfolio(PROBLEM, 0, {"first": Fixed(), "other": Fixed()}, start=5, floor=0.1)
+    for number in range(5):
+        ask, = strategy.ask(1, number)
+        strategy.tell([Trial(ask, {"near": 9.0 - number, "small": 9.0}, 1.0)])
+    assert strategy.credit["first"] > 0 == strategy.credit["other"]
+    names = [ask.by for ask in strategy.ask(200, 5)]
+    assert 2 <= names.count("other") <= 20  # a twentieth is expected
 
 
 def test_the_floor_and_the_memory_have_effects() -> None:
