@@ -93,7 +93,7 @@ def test_search_passes_its_defaults_on(job: Job) -> None:
     del call["log"], call["progress"]
     assert call == {
         "data": "digits", "space": "cells", "constraints": (), "budget": 200.0, "networks": 10, "min_gain": None,
-        "trials": None, "strategy": "nsga2",
+        "trials": None, "strategy": "hybrid",
         "objectives": (Objective("error"), Objective("latency_ms", "ms"), Objective("memory_mb", "MB")),
         "out": Path("runs/digits"), "seed": 0}
 

@@ -149,7 +149,7 @@ def search(
              "(nsga2, nsga3, rea); Optuna's samplers (pip install 'nasopt\\[optuna]'); local search; a space that grows and "
              "loses bad options (progressive); more effort for the better ones of random ones (asha, hyperband); by gradients of "
              "a relaxed network (darts1 and the other methods of its family); at random.",
-    )] = "nsga2",
+    )] = "hybrid",
     min_gain: Annotated[str | None, typer.Option(
         metavar="SHARE", help="End the search early, when the next tenth of its networks is expected to add less than this to "
                               "the hypervolume, such as 1%; the final trainings get the time.")] = None,

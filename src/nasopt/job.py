@@ -74,7 +74,7 @@ class Run:
 
 def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: str = "cells",
            objectives: str | Sequence[Objective] = "error,latency,memory", constraints: Sequence[str | Constraint] = (),
-           budget: float | str = 200.0, trials: int | None = None, strategy: str = "nsga2", networks: int = 10,
+           budget: float | str = 200.0, trials: int | None = None, strategy: str = "hybrid", networks: int = 10,
            min_gain: float | str | None = None, out: str | Path = "runs/study", seed: int = 0,
            log: Callable[[str], None] = print, progress: bool = False) -> Run:
     """Searches, trains the front, measures and exports every network, and writes the report.

@@ -57,7 +57,7 @@ class Config:
     constraints: tuple[Constraint, ...] = ()
     seconds: float = 200.0
     trials: int | None = None
-    strategy: str = "nsga2"
+    strategy: str = "hybrid"
     seed: int = 0
     networks: int = 10
     trust: float = 0.4

@@ -81,7 +81,7 @@ GRADIENT = ("beta_darts", "darts1", "darts2", "darts_minus", "darts_pt", "drnas"
             "rdarts", "sdarts", "sdarts_adv", "snas")
 """The recipes of `nasopt.strategies.gradient`, which is too heavy to load for their names. They need a network to train."""
 
-DEFAULT = "nsga2"
+DEFAULT = "hybrid"
 
 
 def check_name(name: str) -> None:
