@@ -234,8 +234,8 @@ def hybrid(options: argparse.Namespace) -> None:
                         "Holm's test against the hybrid", "columns": ["strategy", "mean rank", "p against the hybrid"],
              "rows": [[name, rank, "" if name == "hybrid" else f"{p[name]:.2g}"]
                       for name, rank in zip(found.ranking.strategies, found.ranking.ranks, strict=True)]}
-    save("hybrid", "The hybrid against its members", "All have the settings of `nasopt search`. Single objectives are tables in "
-         "oracle mode.", [ranks, missing], options)
+    save("hybrid", "The hybrid against its members", "All have the settings of `nasopt search`, which were chosen by looking "
+         "at these tables. Single objectives are tables in oracle mode.", [ranks, missing], options)
 
 
 def verdict(pair: Pair) -> str:
