@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nasopt.errors import InputError
-from nasopt.nets import choices
+from nasopt.nets import choices, relaxed
 from nasopt.nets.differentiable import DifferentiableSearch, Method
 from nasopt.nets.train import Augment, Images
 from nasopt.space import check, key, layout
@@ -121,6 +121,20 @@ def test_a_search_that_is_resumed_equals_one_that_was_not_interrupted() -> None:
     assert torch.equal(*(torch.cat([p.flatten() for p in s.search.net.parameters()]) for s in (whole, again)))
 
 
+@pytest.mark.parametrize("name", ["darts1", "pcdarts"])
+def test_what_it_has_come_to_is_what_its_search_says_where_edges_compete(name: str) -> None:
+    kept, found = Kept(), strategy("darts", RECIPES[name].method, steps=4, slices=1)
+    generator = torch.Generator().manual_seed(3)
+    found.search.run = lambda steps: []  # type: ignore[method-assign]
+    for tensor in (*found.search.alphas, *found.search.betas):
+        tensor.data = 3 * torch.randn(tensor.shape, generator=generator)
+    found.blobs = kept
+    arch = found.finish()
+    assert arch == found.search.architecture() != relaxed.nearest(found.search.net, found.history[-1].scores)
+    again = strategy("darts", RECIPES[name].method, steps=4, slices=1, blobs=kept)
+    assert again.finish() == arch
+
+
 def test_it_first_asks_for_the_largest_alpha_and_then_for_draws_that_nobody_asked_for() -> None:
     found = strategy(slices=1)
     asks = found.ask(30, 0)
@@ -137,7 +151,7 @@ def test_a_sharp_minimum_stops_the_search_and_gives_what_was_found_before() -> N
     tops = [1.0] * WINDOW + [3.0] * 2 * WINDOW
     scores = [tuple(torch.full(g.shape, 0.0).index_fill(1, torch.tensor(k % 5), 1.0) for g in found.search.groups)
               for k in range(len(tops))]
-    made = iter([Slice(s, 1.0, 0.0, 1.0, t) for s, t in zip(scores, tops, strict=True)])
+    made = iter([Slice(relaxed.nearest(found.search.net, s), s, 1.0, 0.0, 1.0, t) for s, t in zip(scores, tops, strict=True)])
     found._train = lambda: next(made)  # type: ignore[method-assign]
     found.finish()
     trained = len(found.history) - 1

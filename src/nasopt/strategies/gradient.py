@@ -89,6 +89,7 @@ class Slice:
     """How a search stood after a slice.
 
     Attributes:
+        architecture: what the search had come to (`DifferentiableSearch.architecture`).
         scores: α of every group, minus infinity where an option is no longer allowed.
         loss: mean training loss of the slice.
         skips: share of the rows whose largest α is the skip connection's, of those that have one; NaN if none has.
@@ -96,6 +97,7 @@ class Slice:
         curvature: the largest eigenvalue of the validation loss's Hessian in mean-zero coordinates of α; NaN if not computed.
     """
 
+    architecture: Arch
     scores: tuple[Tensor, ...]
     loss: float
     skips: float
@@ -164,8 +166,8 @@ class Gradient:
 
     @property
     def architecture(self) -> Arch:
-        """What the search has come to: the largest α of the last slice, or of the one at which `flat` stopped it."""
-        return relaxed.nearest(self.search.net, self.history[-1].scores)
+        """What the search has come to in the last slice, or in the one to which `flat` sent it back."""
+        return self.history[-1].architecture
 
     def finish(self) -> Arch:
         """Trains all slices that are left; `architecture`."""
@@ -206,7 +208,8 @@ class Gradient:
                 pass
         scores = tuple(a.detach().masked_fill(~k, -torch.inf) for a, k in zip(search.alphas, search.allowed, strict=True))
         top = np.nan if self.flat is None else curvature(search, 128, rng(self.seed, number, "curvature")).high
-        return Slice(scores, float(np.mean(losses)) if losses else np.nan, skip_share(search, scores), evenness(scores), top)
+        loss = float(np.mean(losses)) if losses else np.nan
+        return Slice(search.architecture(), scores, loss, skip_share(search, scores), evenness(scores), top)
 
     def _too_sharp(self) -> bool:
         """R-DARTS's criterion."""
@@ -223,6 +226,7 @@ class Gradient:
         found = {f"search {k}": v.contiguous() for k, v in self.search.state().items()}
         for number, done in enumerate(self.history):
             found.update({f"slice {number} {k}": s for k, s in enumerate(done.scores)})
+            found[f"slice {number} row"] = torch.from_numpy(self._seen.layout.rows([done.architecture]))
             found[f"slice {number} notes"] = torch.tensor([done.loss, done.skips, done.entropy, done.curvature],
                                                           dtype=torch.float64)
         self.blobs.put(f"{self.name}.weights", save(found))
@@ -236,7 +240,8 @@ class Gradient:
         self.search.load({k.removeprefix("search "): v for k, v in found.items() if k.startswith("search ")})
         while f"slice {len(slices)} notes" in found:
             scores = tuple(found[f"slice {len(slices)} {k}"] for k in range(len(self.search.groups)))
-            slices.append(Slice(scores, *found[f"slice {len(slices)} notes"].tolist()))
+            arch = self._seen.layout.archs(found[f"slice {len(slices)} row"].numpy())[0]
+            slices.append(Slice(arch, scores, *found[f"slice {len(slices)} notes"].tolist()))
         return slices
 
 
