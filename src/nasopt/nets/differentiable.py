@@ -262,9 +262,8 @@ class DifferentiableSearch:
     def sample(self, number: int) -> dict[str, int]:
         """A random architecture: every option with its probability softmax(α)."""
         generator = torch.Generator().manual_seed(seeds.integer(self.seed, number, "differentiable sample"))
-        scores = [relax.gumbel(a.detach().masked_fill(~k, -torch.inf), 1.0, generator)
-                  for a, k in zip(self.alphas, self.allowed, strict=True)]
-        return relaxed.nearest(self.net, scores)
+        scores = [a.detach().masked_fill(~k, -torch.inf) for a, k in zip(self.alphas, self.allowed, strict=True)]
+        return relaxed.draw(self.net, scores, generator)
 
     @torch.no_grad()
     def validation_loss(self, limit: int) -> float:

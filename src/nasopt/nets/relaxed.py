@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nasopt.errors import InputError
+from nasopt.nets import relax
 from nasopt.nets.choices import MIXED, Choosing, Mix, Pairs, Wiring, plan_of
 
 
@@ -158,3 +159,8 @@ def nearest(module: nn.Module, weights: Sequence[Tensor], allowed: Sequence[Tens
         if here:
             arch[gene.path] = values[-1]
     return arch
+
+
+def draw(module: nn.Module, scores: Sequence[Tensor], generator: torch.Generator) -> dict[str, int]:
+    """A random architecture: in every row each option with its probability softmax(scores)."""
+    return nearest(module, [relax.gumbel(s, 1.0, generator) for s in scores])

@@ -183,8 +183,7 @@ class Gradient:
         for _ in range(SPREAD):
             if len(row):
                 return row
-            drawn = [relax.gumbel(s, 1.0, generator) for s in scores]
-            row = self._seen.fresh(lay.rows([relaxed.nearest(self.search.net, drawn)]))
+            row = self._seen.fresh(lay.rows([relaxed.draw(self.search.net, scores, generator)]))
         return self._seen.draw(1, rng(self.seed, number, "gradient"))
 
     # ------------------------------------------------------------------------------------------------------------- slices
