@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from nasopt.analysis.hypervolume import hypervolume
 from nasopt.benchmarks.synthetic import LowFidelity, dtlz2
 from nasopt.benchmarks.tables import Column, Fidelities, Table
 from nasopt.errors import InputError
-from nasopt.pipeline.phases import nothing_found
 from nasopt.protocols import Strategy
 from nasopt.seed import rng
 from nasopt.space import Choice, Product, everything, key, sample
@@ -209,9 +209,19 @@ def test_only_full_fidelity_is_a_result() -> None:
     study = Study(LINE, trials)
     assert [t.ask.number for t in study.feasible()] == [1, 2]
     assert [t.ask.number for t in study.front()] == [2]
-    assert "none of 1 networks was evaluated at full fidelity" in nothing_found(Study(LINE, trials[:1]))
     record = {"trials": [{"fidelity": t.ask.fidelity, "metrics": t.metrics} for t in trials]}
     assert bench.values(LINE, record).tolist() == [[np.inf], [0.3], [0.2]]
+
+
+def test_a_search_that_ended_below_full_fidelity_still_has_its_best() -> None:
+    """Of the highest fidelity that anything feasible had; a failed trial of a higher one does not count."""
+    failed = replace(trial(Ask(3, {"x": 3}, 0.9)), error="out of memory")
+    low = (trial(Ask(0, {"x": 0}, 1 / 9), error=0.1), trial(Ask(1, {"x": 1}, 1 / 3), error=0.3),
+           trial(Ask(2, {"x": 2}, 1 / 3), error=0.2), failed)
+    assert Study(LINE, low).front() == []
+    assert [t.ask.number for t in Study(LINE, low).promoted().front()] == [2]
+    assert [t.ask.number for t in Study(LINE, low[:1]).promoted().front()] == [0]
+    assert Study(LINE, ()).promoted().front() == []
 
 
 def test_low_fidelity_is_wrong_as_stated_and_full_fidelity_exact() -> None:

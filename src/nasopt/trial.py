@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -160,6 +160,12 @@ class Study:
         values = np.array([self.problem.values(t.metrics) for t in trials])
         chosen = np.flatnonzero(nondominated(values))
         return [trials[k] for k in sorted(chosen, key=lambda k: tuple(values[k]))]
+
+    def promoted(self) -> Study:
+        """The trials of the highest fidelity that anything feasible had, as if it were the full one."""
+        whole = [replace(t, ask=replace(t.ask, fidelity=1.0)) for t in self.trials]
+        most = max((t.ask.fidelity for t, full in zip(self.trials, whole, strict=True) if self.problem.accepts(full)), default=1.0)
+        return replace(self, trials=tuple(full for t, full in zip(self.trials, whole, strict=True) if t.ask.fidelity >= most))
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat dictionary a trial, for a table or a data frame."""

@@ -277,11 +277,11 @@ class Phases:
         return self.ledger.remember("finalists", lambda: self._choose(study))
 
     def _choose(self, study: Study) -> dict[str, Any]:
-        setup = self.setup
-        if not study.front():
+        setup, found = self.setup, study.front() or study.promoted().front()
+        if not found:
             raise InputError(nothing_found(study))
         baselines = final.designed(setup)
-        front, bars = self._timed_together(study.front(), list(baselines.values()))
+        front, bars = self._timed_together(found, list(baselines.values()))
         recipe = train.Recipe()
         bar_epochs = [final.epoch_seconds(net, setup.rest, recipe, setup.augment) for net in baselines.values()]
         seconds = max(setup.config.seconds - self.spent(), 0.2 * setup.config.seconds)
@@ -422,8 +422,6 @@ def nothing_found(study: Study) -> str:
         errors = Counter(t.error for t in study.trials)
         return (f"all {len(study.trials)} trials failed, most often with: {errors.most_common(1)[0][0]}" if errors
                 else "the budget ended before the first trial: give more time.")
-    if all(t.ask.fidelity < 1 for t in clean):
-        return f"none of {len(clean)} networks was evaluated at full fidelity: give more time."
     nearest = min(clean, key=lambda t: study.problem.violation(t.metrics))
     worst = max(study.problem.constraints, key=lambda c: c.violation(nearest.metrics))
     return (f"no architecture meets {worst}: the nearest of {len(clean)} has {nearest.metrics[worst.name]:.4g}"
