@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +126,58 @@ def test_resuming_a_finished_run_changes_nothing(run: job.Run, data: Path) -> No
     again = nasopt.resume(run.path, net=own(), log=lambda line: None)
     assert (run.path / "front.json").read_bytes() == before
     assert [n.id for n in again.front()] == [n.id for n in run.front()]
+
+
+def test_a_gradient_strategy_runs_as_the_others_do(data: Path, tmp_path: Path) -> None:
+    run = search(data, tmp_path / "run", strategy="gdas", budget=20.0)
+    assert run.front() and set(run.results["search"]["curves"]) == {"gdas", "random"}
+    assert run.results["provenance"]["phases"]["warm start"] == 0
+
+
+def test_a_gradient_search_that_was_interrupted_comes_to_the_same_weights(data: Path, tmp_path: Path,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """What depends on the time is fixed here: how many steps fit, and no shared weights to begin with."""
+    monkeypatch.setattr(phases.Phases, "_train_supernet", lambda self: {"error": "not now"})
+    monkeypatch.setattr(phases.relaxed, "steps", lambda setup, name, seconds: 40)
+    monkeypatch.setattr(phases.relaxed, "stride", lambda seconds, evaluation: 3)
+    narrate, seen = phases.Phases._narrate, list[object]()
+
+    def stopping(self: phases.Phases, watch: Any, title: str) -> Any:
+        tell = narrate(self, watch, title)
+
+        def told(progress: Any) -> None:
+            tell(progress)
+            seen.append(progress)
+            if len(seen) == interrupt:
+                raise KeyboardInterrupt
+
+        return told
+
+    def stop(self: phases.Phases, study: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phases.Phases, "_narrate", stopping)
+    monkeypatch.setattr(phases.Phases, "finalists", stop)
+    logs = []
+    for interrupt in (0, 2):
+        out, _ = tmp_path / str(interrupt), seen.clear()
+        with pytest.raises(KeyboardInterrupt):
+            search(data, out, strategy="gdas", budget=500.0, trials=4)
+        if interrupt:
+            with pytest.raises(KeyboardInterrupt):
+                nasopt.resume(out, net=own(), log=lambda line: None)
+        logs.append(Sqlite(out / "study.db", readonly=True))
+    whole, cut = ([body["asks"] for kind, body in log.events() if kind == "ask"] for log in logs)
+    weights = [log.get("gdas.weights") for log in logs]
+    for log in logs:
+        log.close()
+    assert whole == cut and len(whole) == 4
+    assert weights[0] is not None and weights[0] == weights[1]
+
+
+def test_too_little_time_for_a_gradient_strategy_is_told_first(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="where 20 are needed at least: give a budget of"):
+        search(data, tmp_path / "run", strategy="darts2", budget=0.05)
 
 
 def test_an_interrupted_run_resumes_where_it_was(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ from nasopt.pipeline.setup import Config, Sampled, Setup, check_config, fingerpr
 from nasopt.run.search import spent
 from nasopt.run.storage import Sqlite
 from nasopt.space import Arch
+from nasopt.strategies.catalogue import GRADIENT
 from nasopt.tasks.data import WORDS, Dataset, Split, load
 from nasopt.trial import Constraint, Objective, Study, nondominated
 
@@ -193,14 +194,16 @@ def _existing(path: Path) -> Path:
 
 
 def _carry_out(phases: Phases) -> Run:
-    setup, folder = phases.setup, phases.folder
+    folder, name = phases.folder, phases.setup.config.strategy
+    if name in GRADIENT:
+        phases.steps()
     with phases.ledger.timed("supernet"):
         phases.supernet()
     with phases.ledger.timed("trust"):
         trust = phases.trust()
     phases.display.log(trust["sentence"])
-    name, initial = setup.config.strategy, list[Arch]()
-    if name != "random":
+    initial = list[Arch]()
+    if name != "random" and name not in GRADIENT:
         with phases.ledger.timed("warm start"):
             initial = phases.warm_start()
     with phases.ledger.timed("search"):

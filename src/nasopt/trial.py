@@ -164,8 +164,9 @@ class Study:
     def promoted(self) -> Study:
         """The trials of the highest fidelity that anything feasible had, as if it were the full one."""
         whole = [replace(t, ask=replace(t.ask, fidelity=1.0)) for t in self.trials]
-        most = max((t.ask.fidelity for t, full in zip(self.trials, whole, strict=True) if self.problem.accepts(full)), default=1.0)
-        return replace(self, trials=tuple(full for t, full in zip(self.trials, whole, strict=True) if t.ask.fidelity >= most))
+        pairs = list(zip(self.trials, whole, strict=True))
+        most = max((t.ask.fidelity for t, full in pairs if self.problem.accepts(full)), default=1.0)
+        return replace(self, trials=tuple(full for t, full in pairs if t.ask.fidelity >= most))
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat dictionary a trial, for a table or a data frame."""

@@ -78,7 +78,9 @@ class Phases:
         return Ledger(self.storage)
 
     def seconds(self, phase: str) -> float:
-        """The share of the time budget that a phase has."""
+        """The share of the time budget that a phase has. Gradient strategies have no warm start, and its time for the search."""
+        if self.setup.config.strategy in GRADIENT and phase == "search":
+            return (SHARES["warm start"] + SHARES["search"]) * self.setup.config.seconds
         return SHARES[phase] * self.setup.config.seconds
 
     def spent(self) -> float:
@@ -142,7 +144,8 @@ class Phases:
         def plan() -> dict[str, float]:
             per_epoch = float(np.mean([self.epoch_seconds(a) for a in self.witnesses()]))
             least = MIN_BRIEF / train.steps_of(self.setup.training, recipe)
-            return {"epochs": min(final.MAX_EPOCHS / 4, max(least, self.seconds("search") / CANDIDATES / per_epoch))}
+            epochs = min(final.MAX_EPOCHS / 4, max(least, self.seconds("search") / CANDIDATES / per_epoch))
+            return {"epochs": epochs, "seconds": epochs * per_epoch}
 
         return recipe.scaled(self.ledger.remember("low fidelity", plan)["epochs"])
 
@@ -243,9 +246,23 @@ class Phases:
         """The strategy of that name. One that trains a network begins with what it finds, not with ``initial``."""
         if name not in GRADIENT:
             return make(name, self.setup.problem, self.setup.config.seed, initial)
-        steps = self.ledger.remember(f"steps {title}", lambda: {
-            "steps": relaxed.steps_for(self.setup, name, self.seconds(title))})["steps"]
-        return relaxed.strategy(self.setup, name, steps, self.storage)
+        net = relaxed.network(self.setup, name, None if "error" in self.supernet() else self.shared)
+        stride = self.ledger.remember("stride", lambda: {"slices": relaxed.stride(self.seconds(title), self._evaluation())})
+        return relaxed.strategy(self.setup, name, net, self.steps(), stride["slices"], self.storage)
+
+    def steps(self) -> int:
+        """How many steps a gradient strategy trains. Asked at the beginning, so that too little time is told then."""
+        return int(self.ledger.remember("steps", lambda: {
+            "steps": relaxed.steps(self.setup, self.setup.config.strategy, self.seconds("search"))})["steps"])
+
+    def _evaluation(self) -> float:
+        """Seconds that the search's estimator takes for a random architecture, about."""
+        if self.trust()["fallback"]:
+            self.low_fidelity()
+            return float((self.ledger.recall("low fidelity") or {})["seconds"])
+        began = time.perf_counter()
+        self.one_shot()(Ask(0, self.witnesses()[0]))
+        return time.perf_counter() - began
 
     def _narrate(self, watch: Watch, title: str) -> Callable[[Progress], None]:
         """Shows the size of the front and its hypervolume: the share of the box up to an error of 1 and up to the largest

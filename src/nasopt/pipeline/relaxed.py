@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 
+from torch import nn
+
+from nasopt.errors import InputError
 from nasopt.nets.differentiable import DifferentiableSearch
-from nasopt.pipeline.setup import Setup
+from nasopt.pipeline.setup import PARTIAL, Setup
 from nasopt.strategies.gradient import RECIPES, SLICES, Blobs, Gradient
 
 SHARE = 0.5
@@ -16,20 +20,45 @@ TRIED = 3
 """Steps that are timed, after one that is not."""
 
 
-def steps_for(setup: Setup, name: str, seconds: float) -> int:
-    """How many steps of a method fit into its share of so many seconds; at least one a slice."""
-    tried = _search(setup, name, 1 + TRIED)
+def network(setup: Setup, name: str, shared: nn.Module | None) -> nn.Module:
+    """What a recipe relaxes: a network of the space with partial channels, if the recipe and the space have them; else one that
+    begins with the shared weights, if they were trained."""
+    build, parts = PARTIAL.get(setup.config.space), RECIPES[name].partial
+    if parts > 1 and build is not None:
+        return build(setup.dataset.input_shape, len(setup.dataset.classes), parts)
+    return copy.deepcopy(setup.net if shared is None else shared)
+
+
+def steps(setup: Setup, name: str, seconds: float) -> int:
+    """How many steps fit into their share of so many seconds.
+
+    Raises:
+        InputError: less than one for every slice.
+    """
+    tried = _search(setup, name, network(setup, name, None), 1 + TRIED)
     tried.run(1)
     began = time.perf_counter()
     tried.run(TRIED)
-    return max(SLICES, int(SHARE * seconds * TRIED / (time.perf_counter() - began)))
+    step, share = (time.perf_counter() - began) / TRIED, SHARE * seconds
+    if share < SLICES * step:
+        needed = setup.config.seconds * SLICES * step / share
+        raise InputError(f"{share:.1f} s to train the network that {name!r} relaxes are {share / step:.0f} steps, where {SLICES} "
+                         f"are needed at least: give a budget of {needed:.0f} s or more, or choose another strategy.")
+    return int(share / step)
 
 
-def strategy(setup: Setup, name: str, steps: int, blobs: Blobs) -> Gradient:
+def strategy(setup: Setup, name: str, net: nn.Module, steps: int, stride: int, blobs: Blobs) -> Gradient:
     """The strategy; its weights are kept in ``blobs``."""
-    return Gradient(setup.problem, setup.config.seed, _search(setup, name, steps), name, RECIPES[name].flat, blobs=blobs)
+    return Gradient(setup.problem, setup.config.seed, _search(setup, name, net, steps), name, RECIPES[name].flat, stride=stride,
+                    blobs=blobs)
 
 
-def _search(setup: Setup, name: str, steps: int) -> DifferentiableSearch:
-    return DifferentiableSearch(copy.deepcopy(setup.net), setup.training, setup.validation, RECIPES[name].method, steps,
-                                setup.config.seed, setup.augment)
+def stride(seconds: float, evaluation: float) -> int:
+    """Slices before every ask, so that the evaluations, of so many seconds each, fit into what the training leaves of the
+    search's time."""
+    return math.ceil(SLICES / max(1, int((1 - SHARE) * seconds / evaluation)))
+
+
+def _search(setup: Setup, name: str, net: nn.Module, steps: int) -> DifferentiableSearch:
+    return DifferentiableSearch(net, setup.training, setup.validation, RECIPES[name].within(steps), steps, setup.config.seed,
+                                setup.augment)

@@ -251,8 +251,8 @@ class _Loop:
         while not self.stopped and self.executor.free() > 0 and self._room() > 0 and not self._late():
             if not self.waiting:
                 self._ask(min(max(self.batch, self.executor.free()), self._room()))
-            if not self.waiting or self._late():
-                return
+            if not self.waiting or (self._late() and (self.trials or self.running)):
+                return  # a run whose first ask takes all its time, such as one that trains a network, still has one trial
             self.executor.submit(self.waiting.popleft(), self.estimate)
             self.running += 1
 

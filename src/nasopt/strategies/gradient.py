@@ -42,7 +42,8 @@ class Recipe:
 
     Attributes:
         method: its parts.
-        partial: one in so many channels passes the operations, where the network is made for the search.
+        partial: one in so many channels passes the operations, where the network is made for the search (of `nasopt search`: the
+            spaces ``nb201`` and ``darts``; elsewhere all pass).
         flat: stop once the largest eigenvalue of ∇²_α L_val, a mean of `WINDOW` slices, was below this share of what it is now
             `WINDOW` slices before, and return what was found then (R-DARTS, Zela et al., ICLR 2020, §4.3).
     """
@@ -51,6 +52,14 @@ class Recipe:
     partial: int = 1
     flat: float | None = None
 
+    def within(self, steps: int) -> Method:
+        """The method for a search of so many steps: in one that is shorter than the published ones (`PUBLISHED`), α moves faster
+        in proportion, so that it can go as far."""
+        return replace(self.method, lr=self.method.lr * max(1.0, PUBLISHED / max(1, steps)))
+
+
+PUBLISHED = 19_500
+"""Steps of DARTS's search on CIFAR-10, for which the recipes' learning rates of α are: 50 epochs of 25,000 images by 64."""
 
 WINDOW = 5
 """Slices over which R-DARTS compares eigenvalues."""
@@ -107,7 +116,7 @@ class Slice:
 
 @dataclass(eq=False)
 class Gradient:
-    """A differentiable search as a strategy: every ask first trains the next slice and then asks for the architecture of the
+    """A differentiable search as a strategy: every ask first trains the next slices and then asks for the architecture of the
     largest α or, if that was asked before, for a draw from softmax(α). After the last slice all asks are draws.
 
     The training is deterministic, so that a replay comes to the same; with ``blobs`` it is not repeated: the weights are kept
@@ -122,6 +131,7 @@ class Gradient:
         slices: into how many parts the search's steps are divided.
         blobs: where the weights are kept.
         unseen: what was seen, shared by strategies that search together, so that none asks what another did.
+        stride: slices that are trained before every ask.
 
     Raises:
         InputError: the network's space is not the problem's, or there are no slices.
@@ -135,14 +145,16 @@ class Gradient:
     slices: int = SLICES
     blobs: Blobs | None = None
     unseen: Unseen | None = None
+    stride: int = 1
     history: list[Slice] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         if space_of(self.search.net) != self.problem.space:
             raise InputError("the network of a gradient strategy must have the problem's space: build the problem from "
                              "space_of(net).")
-        if self.slices < 1:
-            raise InputError(f"a gradient strategy needs at least 1 slice, got {self.slices}.")
+        if self.slices < 1 or self.stride < 1:
+            raise InputError(f"a gradient strategy needs at least 1 slice, and 1 before every ask, got {self.slices} and "
+                             f"{self.stride}.")
         self._seen = self.unseen or Unseen(self.problem)
         self._kept = self._recall()
         self._over = False
@@ -151,8 +163,7 @@ class Gradient:
         """Up to ``n``; fewer, in the end none, when the space is exhausted."""
         asks: list[Ask] = []
         for number in range(first, first + n):
-            if not self._over and len(self.history) < self.slices:
-                self._advance()
+            self._train_on(self.stride)
             row = self._candidate(number)
             if not len(row):
                 break
@@ -171,9 +182,14 @@ class Gradient:
 
     def finish(self) -> Arch:
         """Trains all slices that are left; `architecture`."""
-        while not self._over and len(self.history) < self.slices:
-            self._advance()
+        self._train_on(self.slices)
         return self.architecture
+
+    def _train_on(self, slices: int) -> None:
+        """Trains so many slices, at most those that are left."""
+        for _ in range(slices):
+            if not self._over and len(self.history) < self.slices:
+                self._advance()
 
     def _candidate(self, number: int) -> Rows:
         """A row that was not seen, or none."""
