@@ -188,7 +188,7 @@ def test_a_defect_is_not_hidden(job: Job) -> None:
 
 @pytest.mark.parametrize(("argv", "part"), [
     (["serch"], "serch"), (["search", "--budgett", "3s"], "--budget"), (["search", "--seed", "-1"], "'--seed'"),
-    (["search", "--trials", "0"], "'--trials'"), (["search", "--space", "darts"], "'cells', 'nb201'"),
+    (["search", "--trials", "0"], "'--trials'"), (["search", "--space", "resnet"], "'cells', 'nb201'"),
     (["search", "--strategy", "x"], "'nsga2', 'nsga3'"), (["search", "--budget", "0"], "duration '0'"),
     (["search", "--budget", ""], "duration ''"), (["search", "--objectives", ""], "name no metric"),
     (["search", "--constraint", "latncy<=2ms"], "did you mean 'latency'"), (["resume"], "RUN"),
@@ -224,7 +224,7 @@ def test_one_constraint_in_a_file_needs_no_list(job: Job, tmp_path: Path) -> Non
     ("seed = ", "not TOML"), ("seed = 1.5", "'--seed'"), ("seed = true", "'--seed'"),
     ("[data]\nx = 1", "'data' in a.toml"),
     ("data = ['a', 'b']", "a text or a number"), ("constraint = [['latency<=2ms']]", "a list of texts"),
-    ("space = 'darts'", "'cells', 'nb201'"), ("quiet = 'perhaps'", "'--quiet'"), ("budget = 'soon'", "duration 'soon'"),
+    ("space = 'resnet'", "'cells', 'nb201'"), ("quiet = 'perhaps'", "'--quiet'"), ("budget = 'soon'", "duration 'soon'"),
 ])
 def test_bad_files_are_refused(
     job: Job, capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, part: str,

@@ -208,5 +208,5 @@ def test_bad_input() -> None:
     net = NETS["own"]()
     with pytest.raises(InputError, match="must have the problem's space"):
         Gradient(problem_of(net), 0, strategy().search, "darts1")
-    with pytest.raises(InputError, match="at least 1 slice, got 0"):
+    with pytest.raises(InputError, match="at least 1 slice, and 1 before every ask, got 0"):
         strategy(slices=0)

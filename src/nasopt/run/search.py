@@ -82,6 +82,8 @@ def search(problem: Problem, strategy: Strategy, estimate: Estimator, *, budget:
     strategy must be a new one, built with the same arguments; it is led through the log call by call, asks without a
     trial are evaluated first, and with `Serial` the run then ends exactly as an uninterrupted one would have.
 
+    What is asked when the time is over is not evaluated, unless it is the first: no search ends without a trial.
+
     An interruption from the keyboard (SIGINT) ends the search cleanly: the study so far is returned with
     ``stopped == "interrupted"`` and can be resumed. The executor is closed at the end; the storage is left open.
 
