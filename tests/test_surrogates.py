@@ -327,3 +327,26 @@ def test_a_power_is_straight_without_values_to_bend_it_and_ends_where_no_value_i
         ends = power.Power(1.0, 2.0, p)
         np.testing.assert_allclose(ends.values(ends.scores(np.array([-9.0, 0.0, 4.0]))), [-9.0, 0.0, 4.0])
 
+
+# ------------------------------------------------------------------------------------------------- predictions of a whole space
+def test_a_grid_predicts_what_every_process_does_and_computes_only_what_is_new() -> None:
+    """Observations are added, other values seen, some replaced, all fitted anew."""
+    rng = np.random.default_rng(0)
+    space = (rng.normal(size=(40, 3)), rng.normal(size=(40, 2)))
+    theta, y = np.array([1.0, 0.5, -1.0, -3.0]), rng.normal(size=20)
+    grid = gp.Grid(space)
+    for rows, values, lengths, kept in (
+            (range(8), y, theta, 0), (range(9), y, theta, 8), (range(12), y, theta, 9), (range(12), -y, theta, 12),
+            ([*range(5), 20, 21], y, theta, 5), (range(5), y, theta, 5), (range(18), y, theta + 0.1, 0)):
+        process = gp.fit(tuple(p[list(rows)] for p in space), values[:len(rows)], lengths, iterations=0)
+        assert grid._kept(process) == kept
+        found, expected = grid.predict(process), process.predict(space)
+        np.testing.assert_allclose(found.mean, expected.mean, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(found.deviation, expected.deviation, rtol=0, atol=1e-11)
+    everywhere = gp.Everywhere(process, grid)
+    assert np.array_equal(everywhere.predict(space).mean, grid.predict(process).mean)
+    other = (space[0][:3] + 0.1, space[1][:3])
+    assert np.array_equal(everywhere.predict(other).mean, process.predict(other).mean)
+    believed = everywhere.believing(other)
+    np.testing.assert_allclose(believed.predict(space).deviation, process.believing(other).predict(space).deviation,
+                               rtol=0, atol=1e-11)

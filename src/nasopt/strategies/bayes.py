@@ -126,6 +126,8 @@ class BayesianOptimization:
 
     def model(self) -> Model:
         """The model of everything told and pending."""
+        if self._fit.everywhere is None and size(self.problem.space) <= ENUMERATE:
+            self._fit.everywhere = self._everywhere
         told = [self._told[k] for k in sorted(self._told)]
         lay = self._unseen.layout
         model = self._fit(told, self._features(lay.canonical(lay.rows([t.ask.arch for t in told]))))
@@ -139,10 +141,12 @@ class BayesianOptimization:
             return self._climb(self._candidates(generator), model, generator)
         rows = _everything(self.problem.space)
         left = self._unseen.places(rows)
-        if self.acquisition == "ts":
-            left = generator.permutation(left)[:DRAWN]
-        points = tuple(group[left] for group in self._everywhere)
-        return rows[left], model.promise(points, self.acquisition, generator) if len(left) else np.empty(0)
+        if not len(left):
+            return rows[left], np.empty(0)
+        if self.acquisition != "ts":
+            return rows[left], model.promise(self._everywhere, self.acquisition, generator)[left]
+        drawn = generator.permutation(left)[:DRAWN]
+        return rows[drawn], model.promise(tuple(group[drawn] for group in self._everywhere), "ts", generator)
 
     def _best(self, model: Model, generator: np.random.Generator) -> Rows:
         """The row that promises most, a random one among equals, or none."""

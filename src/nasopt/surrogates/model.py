@@ -118,13 +118,16 @@ class Fitter:
         kind: ``gp``: Gaussian processes, which cost the cube of the number of trials; ``forest``: ensembles of trees.
         seed: of the ensembles' randomness.
         ranks: judge a single objective by the ranks of its values, whatever their scale.
+        everywhere: features of points that will be predicted again and again: of this very tuple processes keep what they can.
     """
 
     problem: Problem
     kind: Kind = "gp"
     seed: int = 0
     ranks: bool = True
+    everywhere: Groups | None = None
     _lengths: dict[str, tuple[int, Floats]] = field(default_factory=dict)
+    _grids: dict[str, gp.Grid] = field(default_factory=dict)
 
     def __call__(self, trials: Sequence[Trial], features: Groups) -> Model:
         """The model of n trials with these features, in groups (n, width)."""
@@ -174,10 +177,13 @@ class Fitter:
             return forest.fit(x, y, integer(self.seed, len(y), name))
         n, theta = self._lengths.get(name, (0, None))
         if theta is not None and len(y) - n < len(y) / REFIT:
-            return gp.fit(x, y, theta, iterations=0)
-        process = gp.fit(x, y, theta)
-        self._lengths[name] = (len(y), process.theta)
-        return process
+            process = gp.fit(x, y, theta, iterations=0)
+        else:
+            process = gp.fit(x, y, theta)
+            self._lengths[name] = (len(y), process.theta)
+        if self.everywhere is None:
+            return process
+        return gp.Everywhere(process, self._grids.setdefault(name, gp.Grid(self.everywhere)))
 
 
 def _draws(process: Surrogate, points: Groups, kind: Acquisition, generator: np.random.Generator) -> Floats:
