@@ -26,8 +26,10 @@ from nasopt.nets.choices import (
     Width,
     Wiring,
 )
+from nasopt.nets.elastic import ElasticLayer, Multiple
+from nasopt.nets.options import Choosing
 
-CHOICE_KINDS = (choices.Choosing, choices.ElasticLayer, Graph, choices.Multiple)
+CHOICE_KINDS = (Choosing, ElasticLayer, Graph, Multiple)
 
 
 class Everything(nn.Module):

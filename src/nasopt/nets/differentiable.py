@@ -20,9 +20,9 @@ from torch.nn import functional
 from nasopt import seed as seeds
 from nasopt.errors import InputError
 from nasopt.nets import relax, relaxed
-from nasopt.nets.choices import Mix
 from nasopt.nets.depthwise import Depthwise
 from nasopt.nets.hypergradient import FirstOrder, Hypergradient, Loss, Tensors
+from nasopt.nets.options import Mix
 from nasopt.nets.train import Augment, Images, Recipe, autocast, batches, channels_last, optimisers, set_rates
 from nasopt.space import Arch
 

@@ -19,7 +19,9 @@ from torch.nn import functional
 
 from nasopt.errors import InputError
 from nasopt.nets import relax
-from nasopt.nets.choices import MIXED, Choosing, Mix, Pairs, Wiring, plan_of
+from nasopt.nets.graphs import Pairs, Wiring
+from nasopt.nets.options import MIXED, Choosing, Mix
+from nasopt.nets.plan import plan_of
 
 
 @dataclass(frozen=True, eq=False)
