@@ -110,8 +110,8 @@ class Graph(nn.Module):
         self.activation = activation
         self.partial = partial
         self.free = {cell.none, cell.skip} if cell.rule == "algebra" else set()
-        built = [label for label in cell.operations if label not in self.free]
-        self.edges = nn.ModuleList(nn.ModuleDict({label: operations[label]() for label in built}) for _ in cell.edges)
+        self.built = tuple(label for label in cell.operations if label not in self.free)
+        self.edges = nn.ModuleList(nn.ModuleList(operations[label]() for label in self.built) for _ in cell.edges)
 
     def operation(self, edge: int, option: int) -> nn.Module | None:
         """The module of an operation on an edge; None: there is nothing to compute."""
@@ -119,8 +119,8 @@ class Graph(nn.Module):
         if label in self.free:
             return None
         ops = self.edges[edge]
-        assert isinstance(ops, nn.ModuleDict)
-        return ops[label]
+        assert isinstance(ops, nn.ModuleList)
+        return ops[self.built.index(label)]
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels, h, w) -> the same shape."""
@@ -362,14 +362,14 @@ class PairGraph(nn.Module):
         self.raw = frozenset(raw)
         self.strides = tuple(stride if i < wiring.inputs else 1 for i, _ in wiring.edges)
         self.partial = partial
-        self.edges = nn.ModuleList(nn.ModuleDict({label: operations[label](step) for label in wiring.operations})
-                                   for step in self.strides)
+        self.built = wiring.operations
+        self.edges = nn.ModuleList(nn.ModuleList(operations[label](step) for label in self.built) for step in self.strides)
 
     def operation(self, edge: int, option: int) -> nn.Module:
         """The module of one of the wiring's labels, from 1 on, on an edge."""
         ops = self.edges[edge]
-        assert isinstance(ops, nn.ModuleDict)
-        return ops[self.wiring.labels[option]]
+        assert isinstance(ops, nn.ModuleList)
+        return ops[self.built.index(self.wiring.labels[option])]
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """(n, channels, h, w) each -> (n, nodes · channels, h', w')."""

@@ -58,7 +58,8 @@ class _Survey:
         elif isinstance(module, (Graph, PairGraph)):
             self._visit(module.wiring, owner, way)
             for (i, j), edge in zip(module.wiring.edges, module.edges, strict=True):
-                for label, operation in edge.named_children():
+                assert isinstance(edge, nn.ModuleList)
+                for label, operation in zip(module.built, edge, strict=True):
                     self._visit(operation, owner, (*way[:-1], ".".join((*way[-1:], f"{i}-{j}", legal(label)))))
         else:
             for name, child in module.named_children():
