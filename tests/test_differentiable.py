@@ -306,7 +306,7 @@ def test_another_searchs_state_is_refused(spoil: Callable[[dict[str, Tensor]], o
 
 # ---------------------------------------------------------------------------------------------------------- architectures
 def test_pruning_keeps_the_options_of_the_largest_alpha() -> None:
-    s = search(replace(PLAIN, prune=((0.0, 2), (0.5, 1)), lr=0.0))
+    s = search(replace(PLAIN, prune=((0.0, 2), (0.5, 1)), still=1.0))
     values = [torch.randn(a.shape, generator=torch.Generator().manual_seed(k)) for k, a in enumerate(s.alphas)]
     with torch.no_grad():
         for a, v in zip(s.alphas, values, strict=True):
@@ -484,6 +484,25 @@ def test_bad_parts_are_refused() -> None:
     with pytest.raises(InputError, match="training part has 1 images"):
         DifferentiableSearch(Net(), training.part(torch.arange(1)), validation, PLAIN, 2, 0, train.Augment())
     DifferentiableSearch(Net(), training, both, PLAIN, 2, 0, train.Augment())  # another data set's images are others
+
+
+@pytest.mark.parametrize(("part", "message"), [
+    ({"lr": 0.0}, "lr is 0.0: give a number above 0"), ({"lr": float("nan")}, "lr is nan"),
+    ({"betas": (0.5, 1.0)}, r"betas is \(0.5, 1.0\): give two numbers from 0 to below 1"), ({"betas": (-0.1, 0.5)}, "betas is"),
+    ({"betas": (0.5,)}, "betas is"), ({"decay": -1e-3}, "decay is -0.001: give a number of 0 or more"),
+    ({"start": -1.0}, "start is -1.0"), ({"still": 1.5}, "still is 1.5: give a share from 0 to 1"), ({"still": -0.1}, "still is"),
+    ({"prune": ((1.5, 2),)}, r"prune is \(\(1.5, 2\),\): give pairs of a progress from 0 to 1"),
+    ({"prune": ((0.5, 2), (0.7, 0))}, "prune is"), ({"prune": ((0.5, 2.5),)}, "prune is"),
+    ({"radius": half}, "radius without a perturbation does nothing: add perturbation='random'"),
+    ({"perturbation": "randm", "radius": half}, "unknown perturbation 'randm': did you mean 'random'"),
+])
+def test_a_part_out_of_its_range_is_refused(part: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Method(**part)  # type: ignore[arg-type]
+
+
+def test_a_part_at_the_end_of_its_range_is_taken() -> None:
+    Method(betas=(0.0, 0.0), decay=0.0, start=0.0, still=1.0, prune=((0.0, 1), (1.0, 9)))
 
 
 def test_a_loss_that_is_not_a_number_says_so() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nasopt import seed as seeds
-from nasopt.errors import InputError
+from nasopt.errors import InputError, unknown
 from nasopt.nets import relax, relaxed
 from nasopt.nets.depthwise import Depthwise
 from nasopt.nets.hypergradient import FirstOrder, Hypergradient, Loss, Tensors
@@ -62,6 +62,9 @@ class Method:
         start: deviation of the normal values that α starts with.
         recipe: of the weights' training; ``epochs`` and ``warmup`` are not used.
         rates: the weights' learning rates as a share of their peaks.
+
+    Raises:
+        InputError: a number out of its range, an unknown perturbation, or a radius without one.
     """
 
     relaxation: relax.Relaxation = relax.softmax
@@ -81,6 +84,22 @@ class Method:
     start: float = 1e-3
     recipe: Recipe = SGD
     rates: relax.Schedule = cosine
+
+    def __post_init__(self) -> None:
+        if self.perturbation not in (None, "random", "adversarial"):
+            raise unknown("perturbation", str(self.perturbation), ("random", "adversarial"))
+        if self.perturbation is None and self.radius is not ZERO:
+            raise InputError("a method's radius without a perturbation does nothing: add perturbation='random' or 'adversarial'.")
+        for name, good, remedy in (
+                ("lr", 0 < self.lr < math.inf, "a number above 0"),
+                ("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1"),
+                ("decay", 0 <= self.decay < math.inf, "a number of 0 or more"),
+                ("start", 0 <= self.start < math.inf, "a number of 0 or more"),
+                ("still", 0 <= self.still <= 1, "a share from 0 to 1"),
+                ("prune", all(0 <= when <= 1 and keep >= 1 and keep == int(keep) for when, keep in self.prune),
+                 "pairs of a progress from 0 to 1 and of how many options are left, 1 or more")):
+            if not good:
+                raise InputError(f"a method's {name} is {getattr(self, name)}: give {remedy}.")
 
 
 ATTACKS = 3
