@@ -144,7 +144,8 @@ class Graph(nn.Module):
         if mix is None:
             assert self.wiring.alpha is not None
             mix = Mix(torch.softmax(self.wiring.alpha, 1), (tuple(range(len(cell.operations))),) * len(cell.edges))
-        found = edge_mixture(mix, edge, cell.operations, cell.none, lambda o: self._term(edge, o, node), lambda: node.raw)
+        found = edge_mixture(mix, edge, cell.operations, cell.none, cell.skip, lambda o: self._term(edge, o, node),
+                             lambda: node.raw)
         return torch.zeros_like(node.raw) if found is None and cell.rule != "algebra" else found
 
     def plain(self, copied: Callable[[nn.Module], nn.Module]) -> PlainGraph:
@@ -232,11 +233,15 @@ def run_graph(
     return nodes[last].raw if last in nodes else torch.zeros_like(x)
 
 
-def edge_mixture(mix: Mix, edge: int, labels: Sequence[str], none: str | None, term: Callable[[int], Tensor],
+def edge_mixture(mix: Mix, edge: int, labels: Sequence[str], none: str | None, skip: str | None, term: Callable[[int], Tensor],
                  bypass: Callable[[], Tensor]) -> Tensor | None:
-    """sum_o weights[edge, o] · term(o) over the live options but ``none``, and the mix's share of ``bypass()``; None: nothing."""
+    """sum_o weights[edge, o] · term(o) over the live options but ``none``, of which ``skip`` passes the mix's dropout, and the
+    mix's share of ``bypass()``; None: nothing."""
+    def output(option: int) -> Tensor:
+        return mix.dropout(term(option)) if mix.dropout is not None and labels[option] == skip else term(option)
+
     live = [option for option in mix.live[edge] if labels[option] != none]
-    total = None if not live else mixture([mix.weights[edge, option] for option in live], [term(option) for option in live],
+    total = None if not live else mixture([mix.weights[edge, option] for option in live], [output(option) for option in live],
                                           [labels[option] for option in live])
     if mix.bypass:
         total = mix.bypass * bypass() if total is None else total + mix.bypass * bypass()
@@ -309,12 +314,16 @@ class Pairs(Choosing):
         return Product(name, parts)
 
     def terms(self) -> Terms:
-        """What has to be computed: the chosen edges, with the index in `labels`; while they are mixtures, all edges."""
+        """What has to be computed: the chosen edges; while they are mixtures, all edges."""
         if self.chosen[0] == MIXED:
             return tuple((j, tuple((i, self.rows[i, j], MIXED) for i in range(j))) for j in self.inner)
+        return self.terms_of(self.chosen)
+
+    def terms_of(self, chosen: Sequence[int]) -> Terms:
+        """What has to be computed for the options of all slots: the chosen edges, with the index in `labels`."""
         found = []
         for k, j in enumerate(self.inner):
-            pair, *ops = self.chosen[3 * k:3 * k + 3]
+            pair, *ops = chosen[3 * k:3 * k + 3]
             found.append((j, tuple((i, self.rows[i, j], op + 1) for i, op in zip(pairs_below(j)[pair], ops, strict=True))))
         return tuple(found)
 
@@ -382,7 +391,8 @@ class PairGraph(nn.Module):
             total: Tensor | None = self._term(edge, option, part)
         else:
             assert mix is not None
-            total = edge_mixture(mix, edge, self.wiring.labels, self.wiring.none, lambda o: self._term(edge, o, part),
+            total = edge_mixture(mix, edge, self.wiring.labels, self.wiring.none,
+                                 self.wiring.skip if self.strides[edge] == 1 else None, lambda o: self._term(edge, o, part),
                                  lambda: self._term(edge, self.wiring.labels.index(self.wiring.skip), part))
         if self.partial > 1:
             total = passed_by(total, node.raw, self.partial, self.strides[edge])

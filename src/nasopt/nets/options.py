@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -27,12 +27,15 @@ class Mix:
             al., ICLR 2021).
         edges: of a `Wiring` or `Pairs`, what each edge is multiplied by, (rows,) (edge normalisation, Xu et al., PC-DARTS, ICLR
             2020).
+        dropout: of a `Wiring` or `Pairs`, what the outputs of identical skip connections pass; None: nothing (Chen et al.,
+            P-DARTS, ICCV 2019).
     """
 
     weights: Tensor
     live: tuple[tuple[int, ...], ...]
     bypass: float = 0.0
     edges: Tensor | None = None
+    dropout: Callable[[Tensor], Tensor] | None = None
 
 
 class Choosing(nn.Module):
