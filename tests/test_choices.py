@@ -22,12 +22,16 @@ from nasopt.nets.choices import (
     LayerNorm,
     Linear,
     OneOf,
+    PairGraph,
+    Pairs,
     Upstream,
     Width,
     Wiring,
 )
+from nasopt.nets.elastic import ElasticLayer, Multiple
+from nasopt.nets.options import Choosing
 
-CHOICE_KINDS = (choices.Choosing, choices.ElasticLayer, Graph, choices.Multiple)
+CHOICE_KINDS = (Choosing, ElasticLayer, Graph, Multiple)
 
 
 class Everything(nn.Module):
@@ -227,6 +231,25 @@ def test_dead_edges_are_not_computed() -> None:
     assert torch.equal(graph(x), x) and len(calls) == 1  # 0-1 leads nowhere, 2-3 carries nothing
     nothing = dict.fromkeys(space.layout(choices.space_of(graph)).column, 0)
     assert torch.equal(choices.extract(graph, nothing)(x), torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("label", ["double", "train", "forward", "a.b"])
+def test_an_operation_may_be_named_like_anything(label: str) -> None:
+    """A module's own attributes, too, and what torch does not allow as a module's name."""
+    torch.manual_seed(0)
+    x, width = torch.randn(2, 2, 4, 4), Width([1, 2])
+    graph = Graph(Wiring(2, (label, "skip"), skip="skip"), {label: lambda: Conv2d(2, 2, 1), "skip": nn.Identity})
+    inner = Graph(Wiring(2, (label, "skip"), skip="skip"),
+                  {label: lambda: nn.Sequential(Conv2d(2, width, 1), Conv2d(width, 2, 1)), "skip": nn.Identity})
+    pairs = PairGraph(Pairs(2, 1, (label, "skip"), none="none", skip="skip"),
+                      {label: lambda step: Conv2d(2, 2, 3, step, 1), "skip": lambda step: nn.Identity()}, nn.ReLU())
+    for net, inputs, arch in ((graph, (x,), {"cell/0-1": 0}), (inner, (x,), {"cell/0-1": 0, f"0-1.{label}/0/out_channels": 1}),
+                              (pairs, (x, 2 * x), {"cell/2-inputs": 0, "cell/2-first": 0, "cell/2-second": 1})):
+        choices.activate(net, arch)
+        out = net(*inputs)
+        assert torch.equal(choices.extract(net, arch)(*inputs), out)
+        doubled = {name: 2 * p for name, p in net.named_parameters()}
+        assert doubled and not torch.equal(torch.func.functional_call(net, doubled, inputs), out)
 
 
 def test_shared_blocks_make_one_choice() -> None:

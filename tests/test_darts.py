@@ -15,8 +15,9 @@ from nasopt import seed, space
 from nasopt.cost.count import params
 from nasopt.errors import InputError
 from nasopt.nets import choices, relax, relaxed
-from nasopt.nets.choices import PairGraph, Pairs
 from nasopt.nets.differentiable import DifferentiableSearch, Method
+from nasopt.nets.graphs import PairGraph, Pairs, pairs_below
+from nasopt.nets.options import Choosing
 from nasopt.nets.train import Augment, Images
 from nasopt.spaces import darts
 
@@ -204,7 +205,7 @@ def test_a_path_equals_its_one_hot_mixture_and_its_extraction() -> None:
             scale = path.abs().max().item()
             assert (mixture - path).abs().max().item() <= 1e-6 * scale
             assert (alone(x) - path).abs().max().item() <= 1e-6 * scale
-        assert not any(isinstance(m, (choices.Choosing, PairGraph)) for m in alone.modules())
+        assert not any(isinstance(m, (Choosing, PairGraph)) for m in alone.modules())
         outputs.append(path)
     assert all((a - outputs[0]).abs().max() > 1e-3 for a in outputs[1:])
 
@@ -219,7 +220,7 @@ def test_the_path_is_the_published_sum() -> None:
     for k in range(4):
         total = torch.zeros(())
         for label, source in edges[2 * k:2 * k + 2]:
-            operation = graph.edges[[0, 2, 5, 9][k] + source][label]
+            operation = graph.operation([0, 2, 5, 9][k] + source, graph.wiring.labels.index(label))
             plain = label in ("max_pool_3x3", "avg_pool_3x3", "skip_connect")
             total = total + operation(nodes[source] if plain else torch.relu(nodes[source]))
         nodes.append(total)
@@ -298,9 +299,9 @@ def test_edges_compete_by_the_weight_of_their_best_operation_times_their_own() -
         alpha = found.alphas[0]
         alpha[9:14, 4] = torch.tensor([3.0, 2.0, 1.0, 0.0, 0.0])  # node 5 prefers the sources 0 and 1 ...
         alpha[9, 5:8] = 3.0  # ... but source 0 cannot decide between four: softmax 0.24 against 0.51 and 0.28
-        assert found.architecture()["normal/5-inputs"] == choices.pairs_below(5).index((1, 2))
+        assert found.architecture()["normal/5-inputs"] == pairs_below(5).index((1, 2))
         found.betas[0][9 + 4] = 5.0  # an edge of weight 0.95, the others 0.01
-        assert found.architecture()["normal/5-inputs"] == choices.pairs_below(5).index((1, 4))
+        assert found.architecture()["normal/5-inputs"] == pairs_below(5).index((1, 4))
 
 
 @pytest.mark.parametrize("partial", [1, 2])
@@ -318,7 +319,7 @@ def test_a_sampled_path_computes_one_operation_an_edge() -> None:
     x, y = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
     calls: list[int] = []
     for edge, ops in enumerate(net.cells[0].graph.edges):
-        for operation in ops.values():
+        for operation in ops:
             operation.register_forward_hook(lambda *_, edge=edge: calls.append(edge))
     mix = found.mixes([*found.alphas, *found.betas])[0]
     loss = found.loss((x, y), [*found.alphas, *found.betas])

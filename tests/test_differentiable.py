@@ -16,11 +16,24 @@ from torch.nn import functional
 
 from nasopt.errors import InputError
 from nasopt.nets import choices, relax, relaxed, train
-from nasopt.nets.choices import BatchNorm2d, Conv2d, Depth, Graph, KernelSize, Linear, OneOf, Width, Wiring
+from nasopt.nets.choices import (
+    BatchNorm2d,
+    Conv2d,
+    Depth,
+    Graph,
+    KernelSize,
+    Linear,
+    OneOf,
+    PairGraph,
+    Pairs,
+    Width,
+    Wiring,
+)
 from nasopt.nets.differentiable import DifferentiableSearch, Method, cosine
 from nasopt.nets.hypergradient import ConjugateGradient, FiniteDifference, FirstOrder, Hypergradient, Neumann, Unrolled
-from nasopt.space import layout
+from nasopt.space import Rule, layout
 from nasopt.spaces.cells import cells
+from nasopt.spaces.nb201 import nb201
 
 F64 = torch.float64
 STEPS = 6
@@ -179,6 +192,8 @@ PARTS: dict[str, tuple[Method, Method | None]] = {
                             replace(PLAIN, hypergradient=ConjugateGradient(2, damping=1.0))),
     "temperature": (replace(PLAIN, temperature=relax.linear(1.0, 1.0)), replace(PLAIN, temperature=half)),
     "prune": (replace(PLAIN, prune=((0.0, 3), (0.5, 3))), replace(PLAIN, prune=((0.4, 2),))),
+    "prune by shares": (replace(PLAIN, prune=((0.0, 0.99),)), replace(PLAIN, prune=((0.4, 0.6),))),
+    "dropout": (replace(PLAIN, dropout=relax.constant(0.0)), replace(PLAIN, dropout=half)),
     "still": (replace(PLAIN, still=0.0), replace(PLAIN, still=0.4)),
     "rates": (replace(PLAIN, rates=cosine), replace(PLAIN, rates=half)),
 }
@@ -272,7 +287,8 @@ def test_the_hypergradient_of_a_network_against_central_differences(method: Hype
 # --------------------------------------------------------------------------------------------------------------- resuming
 @pytest.mark.parametrize("method", [
     PLAIN, replace(PLAIN, recipe=replace(PLAIN.recipe, kernel_lr=0.1)),
-    replace(PLAIN, relaxation=relax.dirichlet, edges=True, prune=((0.3, 2),), perturbation="adversarial", radius=half)])
+    replace(PLAIN, relaxation=relax.dirichlet, edges=True, prune=((0.3, 2),), perturbation="adversarial", radius=half),
+    replace(PLAIN, prune=((0.3, 0.6),), dropout=half)])
 def test_a_resumed_search_is_the_uninterrupted_one_bit_for_bit(method: Method) -> None:
     whole = search(method)
     losses = whole.run(3)
@@ -306,7 +322,7 @@ def test_another_searchs_state_is_refused(spoil: Callable[[dict[str, Tensor]], o
 
 # ---------------------------------------------------------------------------------------------------------- architectures
 def test_pruning_keeps_the_options_of_the_largest_alpha() -> None:
-    s = search(replace(PLAIN, prune=((0.0, 2), (0.5, 1)), lr=0.0))
+    s = search(replace(PLAIN, prune=((0.0, 2), (0.5, 1)), still=1.0))
     values = [torch.randn(a.shape, generator=torch.Generator().manual_seed(k)) for k, a in enumerate(s.alphas)]
     with torch.no_grad():
         for a, v in zip(s.alphas, values, strict=True):
@@ -324,6 +340,24 @@ def test_pruning_keeps_the_options_of_the_largest_alpha() -> None:
     s.done = 3
     s.run(1)
     assert all(torch.equal(k, v == v.max(1, keepdim=True).values) for k, v in zip(s.allowed, values, strict=True))
+
+
+def test_pruning_by_shares_keeps_two_options_at_least() -> None:
+    s = search(replace(PLAIN, prune=((0.0, 5 / 8), (0.5, 3 / 8)), still=1.0))
+    before = [g.shape[1] for g in s.groups]
+    s.run(1)
+    first = [k.sum(1).tolist() for k in s.allowed]
+    s.done = 3
+    s.run(1)
+    assert set(before) == {2, 3}
+    assert all(set(row) == {2} for row in first) and all(set(k.sum(1).tolist()) == {2} for k in s.allowed)
+    many = search(replace(PLAIN, prune=((0.0, 5 / 8), (0.5, 3 / 8)), still=1.0),
+                  nn.Sequential(OneOf([nn.Conv2d(1, 1, 1) for _ in range(8)]), nn.Flatten(), nn.Linear(36, 2)))
+    many.run(1)
+    five = many.allowed[0].clone()
+    many.done = 3
+    many.run(1)
+    assert int(five.sum()) == 5 and int(many.allowed[0].sum()) == 3 and bool((five | ~many.allowed[0]).all())
 
 
 def search_space_sample(s: DifferentiableSearch) -> dict[str, int]:
@@ -446,6 +480,86 @@ def test_the_weights_of_the_edges_of_one_node_sum_to_one() -> None:
     assert all(m.edges is None for k, m in enumerate(s.mixes([*s.alphas, *s.betas])) if k != cell)
 
 
+# --------------------------------------------------------------------------------------------------------- skip connections
+@pytest.mark.parametrize("rule", ["algebra", "nasbench201"])
+def test_of_a_mixture_the_skip_connections_alone_are_dropped_out(rule: Rule) -> None:
+    torch.manual_seed(0)
+    graph = Graph(Wiring(2, ("skip", "conv"), skip="skip", rule=rule), {"skip": nn.Identity, "conv": lambda: nn.Conv2d(2, 2, 1)})
+    x, weights, seen = torch.randn(2, 2, 4, 4), torch.tensor([[0.25, 0.75]]), list[Tensor]()
+    conv = graph.operation(0, 1)
+    assert conv is not None
+
+    def dropout(out: Tensor) -> Tensor:
+        seen.append(out)
+        return -out
+
+    with relaxed.mixed(graph, [relaxed.mix(weights, dropout=dropout)]):
+        torch.testing.assert_close(graph(x), -0.25 * x + 0.75 * conv(x))
+    assert len(seen) == 1 and torch.equal(seen[0], x)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_skip_connection_that_halves_the_size_is_not_dropped_out(stride: int) -> None:
+    graph = PairGraph(Pairs(2, 1, ("skip", "pool"), none="none", skip="skip"),
+                      {"skip": nn.MaxPool2d, "pool": nn.AvgPool2d}, nn.ReLU(), ("skip", "pool"), stride)
+    x, z = torch.randn(2, 2, 4, 4), torch.randn(2, 2, 4, 4)
+    with relaxed.mixed(graph, [relaxed.mix(torch.tensor([[0.2, 0.3, 0.5]] * 2), dropout=lambda out: 0 * out)]):
+        kept = 0.3 * (nn.MaxPool2d(stride)(x) + nn.MaxPool2d(stride)(z)) if stride == 2 else 0
+        torch.testing.assert_close(graph(x, z), kept + 0.5 * (nn.AvgPool2d(stride)(x) + nn.AvgPool2d(stride)(z)))
+
+
+def test_dropout_keeps_the_mean_and_is_the_same_within_a_step() -> None:
+    s = search(replace(PLAIN, dropout=relax.constant(0.3)))
+
+    def dropped() -> Tensor:
+        (found,) = {m.dropout for m in s.mixes([*s.alphas, *s.betas])}
+        assert found is not None
+        return found(torch.full((20000,), 2.0))
+
+    first = dropped()
+    assert torch.equal(first, dropped())
+    torch.testing.assert_close(first.unique(), torch.tensor([0, 2 / 0.7]))
+    assert abs(float((first == 0).double().mean()) - 0.3) <= 4 * (0.3 * 0.7 / 20000) ** 0.5
+    s.done += 1
+    assert not torch.equal(first, dropped())
+
+
+def test_of_the_skip_connections_of_a_cell_the_strongest_stay() -> None:
+    """Edges of a `Wiring` do not compete: its two strongest skips stay, and the others take their second best option."""
+    s, generator = search(replace(PLAIN, skips=2), nb201(2, 4, 1, 1)), torch.Generator().manual_seed(0)
+    for _ in range(20):
+        alpha = torch.randn(6, 5, generator=generator)
+        alpha[:, 1] += 2
+        s.alphas[0].data = alpha
+        best, shares = alpha.argmax(1), alpha.softmax(1)
+        rest = alpha.index_fill(1, torch.tensor(1), -torch.inf).argmax(1)
+        skips = sorted((row for row in range(6) if best[row] == 1), key=lambda row: -float(shares[row, 1]))
+        expected = [int(rest[row]) if row in skips[2:] else int(best[row]) for row in range(6)]
+        assert list(s.architecture().values()) == expected
+    assert len(skips) > 2
+
+
+def test_fewer_skip_connections_of_pairs() -> None:
+    """A skip that is taken from a pair leaves its edge to the next operation, or its node to another edge."""
+    wiring = Pairs(2, 2, ("skip", "conv"), none="none", skip="skip")
+    net = nn.Sequential()
+    net.add_module("cell", PairGraph(wiring, {"skip": lambda step: nn.Identity(), "conv": lambda step: nn.Identity()}, nn.ReLU()))
+    weights = torch.tensor([[0.9, 0.06, 0.04], [0.1, 0.5, 0.4],                      # 0 -> 2, 1 -> 2
+                            [0.1, 0.55, 0.1], [0.1, 0.3, 0.45], [0.1, 0.1, 0.2]])    # 0 -> 3, 1 -> 3, 2 -> 3
+    allowed = torch.ones(5, 3, dtype=torch.bool)
+
+    def found(most: int) -> tuple[int, ...]:
+        return tuple(relaxed.nearest(net, [weights], relaxed.few_skips(net, [weights], [allowed], most)).values())
+
+    skip, conv = 0, 1
+    assert found(9) == found(3) == (0, skip, skip, 0, skip, conv)
+    assert found(2) == (0, conv, skip, 0, skip, conv)  # of 0.06, 0.5 and 0.55 the first gives way
+    assert found(1) == (0, conv, conv, 0, skip, conv)
+    assert found(0) == (0, conv, conv, 2, conv, conv)  # 0 -> 3 has 0.1 left, less than 2 -> 3: now node 3 takes 1 and 2
+    allowed[0, 2] = False
+    assert found(0) == found(1) == (0, skip, conv, 2, conv, conv)  # 0 -> 2 has nothing else
+
+
 # ------------------------------------------------------------------------------------------------------------ perturbations
 def test_perturbations_stay_within_their_radius_and_the_adversarial_one_raises_the_loss() -> None:
     batch = next(train.batches(parts()[0], 8, train.Augment(), 0, 0))
@@ -484,6 +598,27 @@ def test_bad_parts_are_refused() -> None:
     with pytest.raises(InputError, match="training part has 1 images"):
         DifferentiableSearch(Net(), training.part(torch.arange(1)), validation, PLAIN, 2, 0, train.Augment())
     DifferentiableSearch(Net(), training, both, PLAIN, 2, 0, train.Augment())  # another data set's images are others
+
+
+@pytest.mark.parametrize(("part", "message"), [
+    ({"lr": 0.0}, "lr is 0.0: give a number above 0"), ({"lr": float("nan")}, "lr is nan"),
+    ({"betas": (0.5, 1.0)}, r"betas is \(0.5, 1.0\): give two numbers from 0 to below 1"), ({"betas": (-0.1, 0.5)}, "betas is"),
+    ({"betas": (0.5,)}, "betas is"), ({"decay": -1e-3}, "decay is -0.001: give a number of 0 or more"),
+    ({"start": -1.0}, "start is -1.0"), ({"still": 1.5}, "still is 1.5: give a share from 0 to 1"), ({"still": -0.1}, "still is"),
+    ({"prune": ((1.5, 2),)}, r"prune is \(\(1.5, 2\),\): give pairs of a progress from 0 to 1"),
+    ({"prune": ((0.5, 2), (0.7, 0))}, "prune is"), ({"prune": ((0.5, 2.5),)}, "prune is"),
+    ({"prune": ((0.5, 0.0),)}, "1 or more or a share of them"),
+    ({"skips": -1}, "skips is -1: give a number of 0 or more, or None"),
+    ({"radius": half}, "radius without a perturbation does nothing: add perturbation='random'"),
+    ({"perturbation": "randm", "radius": half}, "unknown perturbation 'randm': did you mean 'random'"),
+])
+def test_a_part_out_of_its_range_is_refused(part: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Method(**part)  # type: ignore[arg-type]
+
+
+def test_a_part_at_the_end_of_its_range_is_taken() -> None:
+    Method(betas=(0.0, 0.0), decay=0.0, start=0.0, still=1.0, prune=((0.0, 1), (1.0, 9), (0.5, 0.1)), skips=0)
 
 
 def test_a_loss_that_is_not_a_number_says_so() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from nasopt.errors import InputError
 from nasopt.nets import choices, relaxed
 from nasopt.nets.differentiable import DifferentiableSearch, Method
 from nasopt.nets.train import Augment, Images
-from nasopt.space import check, key, layout
+from nasopt.space import check, key, labels, layout
 from nasopt.spaces.cells import cells
 from nasopt.spaces.darts import darts
 from nasopt.spaces.nb201 import nb201
@@ -88,7 +89,7 @@ def test_the_conformance_kit() -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [*((name, kind) for name in RECIPES for kind in ("cells", "nb201", "own")),
-                                            *((name, "darts") for name in ("darts1", "gdas", "pcdarts", "drnas"))])
+                                            *((name, "darts") for name in ("darts1", "gdas", "pcdarts", "pdarts", "drnas"))])
 def test_every_recipe_searches_every_space(name: str, kind: str) -> None:
     recipe = RECIPES[name]
     found = strategy(kind, recipe.method, steps=4, slices=2, flat=recipe.flat)
@@ -133,6 +134,28 @@ def test_what_it_has_come_to_is_what_its_search_says_where_edges_compete(name: s
     assert arch == found.search.architecture() != relaxed.nearest(found.search.net, found.history[-1].scores)
     again = strategy("darts", RECIPES[name].method, steps=4, slices=1, blobs=kept)
     assert again.finish() == arch
+
+
+def test_pdarts_drops_options_in_stages_and_keeps_two_skip_connections() -> None:
+    method = RECIPES["pdarts"].method
+    for kind, before, middle, last, every in (("nb201", 5, 3, 2, 6), ("darts", 8, 5, 3, 8)):
+        found = strategy(kind, method, steps=6)
+        left = []
+        for found.search.done in range(6):
+            found.search._prune()
+            (share,) = {int(k) for a in found.search.allowed for k in a.sum(1)}
+            left.append(share)
+        assert left == [before] * 2 + [middle] * 2 + [last] * 2
+        for a, g in zip(found.search.alphas, found.search.groups, strict=True):
+            a.data[:, g.skip] = 9.0
+        for k, g in zip(found.search.allowed, found.search.groups, strict=True):
+            k[:, g.skip] = True
+        plain = replace(method, skips=None)
+        for chosen, most in ((method, 2), (plain, every)):
+            found.search.method = chosen
+            words = labels(found.problem.space, found.search.architecture())
+            skips = Counter(path.partition("/")[0] for path, word in words.items() if word == "skip_connect")
+            assert set(skips.values()) == {most}
 
 
 def test_it_first_asks_for_the_largest_alpha_and_then_for_draws_that_nobody_asked_for() -> None:

@@ -29,6 +29,7 @@ from nasopt.nets.relax import (
     gumbel,
     gumbel_hard,
     linear,
+    sawtooth,
     sigmoid,
     softmax,
     sparsemax,
@@ -208,6 +209,7 @@ def test_regularisers_have_the_values_of_their_formulas() -> None:
 def test_schedules_begin_and_end_where_they_are_told() -> None:
     assert [constant(3.0)(t) for t in (0.0, 0.5, 1.0)] == [3.0] * 3
     assert [linear(10.0, 0.1)(t) for t in (0.0, 0.5, 1.0)] == pytest.approx([10.0, 5.05, 0.1])
+    assert [sawtooth(0.3, 0.6)(t) for t in (0.0, 0.25, 0.5, 0.75, 1.0)] == pytest.approx([0.3, 0.15, 0.6, 0.3, 0.0])
     assert [exponential(10.0, 0.1)(t) for t in (0.0, 0.5, 1.0)] == pytest.approx([10.0, 1.0, 0.1])
     for start, end in ((0.0, 1.0), (1.0, 0.0)):
         with pytest.raises(InputError, match="two numbers above 0"):

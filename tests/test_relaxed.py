@@ -14,7 +14,6 @@ from nasopt import seed, space
 from nasopt.errors import InputError
 from nasopt.nets import choices, relaxed
 from nasopt.nets.choices import (
-    MIXED,
     BatchNorm2d,
     Conv2d,
     Depth,
@@ -28,7 +27,11 @@ from nasopt.nets.choices import (
     Width,
     Wiring,
 )
+from nasopt.nets.elastic import mask_now
+from nasopt.nets.graphs import shuffled
 from nasopt.nets.ops import Zero
+from nasopt.nets.options import MIXED
+from nasopt.nets.plan import plan_of
 from nasopt.spaces.cells import cells
 from nasopt.spaces.nb201 import nb201
 
@@ -288,11 +291,11 @@ def test_a_size_after_a_mixed_depth_has_the_mixture_of_the_masks() -> None:
     by_label = {"2": [0.5, 0.5], "0": [0.25, 0.75], "1": [0.4, 0.6]}
     weights = [torch.tensor([by_label[g.labels[0]]], dtype=F64) for g in relaxed.groups(net)]
     with relaxed.mixed(net, [relaxed.mix(w) for w in weights]):
-        mask = choices.mask_now(out)
+        mask = mask_now(out)
     assert mask is not None
     first, second = torch.tensor([1, 1, 0.5, 0.5], dtype=F64), torch.tensor([1, 0.6, 0.6, 0.6], dtype=F64)
     torch.testing.assert_close(mask, 0.25 * first + 0.75 * second)
-    assert choices.mask_now(out) is None
+    assert mask_now(out) is None
 
 
 @each_net
@@ -392,7 +395,7 @@ def test_the_context_restores_what_was_there() -> None:
     choices.activate(net, arch)
 
     def seen() -> list[tuple[list[int], object]]:
-        return [(list(c.chosen), c.mix) for c in choices.plan_of(net).choices]
+        return [(list(c.chosen), c.mix) for c in plan_of(net).choices]
 
     before, mixes = seen(), [relaxed.mix(w) for w in random_weights(net)]
     with relaxed.mixed(net, mixes):
@@ -441,7 +444,7 @@ def test_bypass_and_edge_weights_of_a_cell(rule: space.Rule) -> None:
 
 def test_the_order_of_shuffled_channels() -> None:
     x = torch.arange(12.0).view(1, 12, 1, 1).expand(2, 12, 3, 2)
-    out = choices.shuffled(x, 4)
+    out = shuffled(x, 4)
     assert out.shape == x.shape
     assert out[1, :, 2, 1].tolist() == [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]
 

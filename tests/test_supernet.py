@@ -14,6 +14,7 @@ from nasopt.cost.count import Count
 from nasopt.estimators.images import Costs, OneShot, StandAlone
 from nasopt.nets import choices, supernet, train
 from nasopt.nets.choices import BatchNorm2d, Conv2d, Depth, Linear, OneOf, Width
+from nasopt.nets.options import Choosing
 from nasopt.space import connected, labels, sample
 from nasopt.spaces.nb201 import nb201
 from nasopt.testing.estimator import check_estimator
@@ -63,7 +64,7 @@ def test_shared_training_lowers_the_loss_and_inherited_networks_work() -> None:
     space = choices.space_of(net)
     for arch in supernet.sandwich(space, 2, 1, 0):
         alone = supernet.inherit(net, arch, data, 128)
-        assert not any(isinstance(m, choices.Choosing) for m in alone.modules())
+        assert not any(isinstance(m, Choosing) for m in alone.modules())
         assert train.error(alone, data) < 0.3
 
 

@@ -9,7 +9,7 @@ follows from the seed and the step's number, so that `DifferentiableSearch.state
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nasopt import seed as seeds
-from nasopt.errors import InputError
+from nasopt.errors import InputError, unknown
 from nasopt.nets import relax, relaxed
-from nasopt.nets.choices import Mix
 from nasopt.nets.depthwise import Depthwise
 from nasopt.nets.hypergradient import FirstOrder, Hypergradient, Loss, Tensors
+from nasopt.nets.options import Mix
 from nasopt.nets.train import Augment, Images, Recipe, autocast, batches, channels_last, optimisers, set_rates
 from nasopt.space import Arch
 
@@ -54,14 +54,20 @@ class Method:
             the one of `ATTACKS` ascent steps on the training loss (SDARTS, Chen & Hsieh, ICML 2020, eq. 5, 6).
         edges: weigh the edges that lead to one node, too, by a softmax (PC-DARTS).
         still: share of the steps in which α rests.
-        prune: (progress, options): from when on how many options a row keeps, those of the largest α (Chen et al., P-DARTS, ICCV
-            2019; DrNAS).
+        prune: (progress, options): from when on how many options a row keeps, those of the largest α; a number below 1 is a share
+            of the options that there were, of which at least two stay (Chen et al., P-DARTS, ICCV 2019; DrNAS).
+        dropout: with which probability, below 1, each number that a skip connection of a relaxed cell passes on is set to 0, the
+            others growing to keep the mean (P-DARTS); where a cell's skip connection halves the size it does nothing.
+        skips: how many skip connections the architecture has in a cell at most (P-DARTS, there in one of two cells); None: any.
         trial: choose each row's option by what the validation loss loses without it (DARTS-PT, Wang et al., ICLR 2021), instead
             of by the largest α.
         lr, betas, decay: of Adam for α.
         start: deviation of the normal values that α starts with.
         recipe: of the weights' training; ``epochs`` and ``warmup`` are not used.
         rates: the weights' learning rates as a share of their peaks.
+
+    Raises:
+        InputError: a number out of its range, an unknown perturbation, or a radius without one.
     """
 
     relaxation: relax.Relaxation = relax.softmax
@@ -73,7 +79,9 @@ class Method:
     radius: relax.Schedule = ZERO
     edges: bool = False
     still: float = 0.0
-    prune: tuple[tuple[float, int], ...] = ()
+    prune: tuple[tuple[float, float], ...] = ()
+    dropout: relax.Schedule = ZERO
+    skips: int | None = None
     trial: bool = False
     lr: float = 3e-4
     betas: tuple[float, float] = (0.5, 0.999)
@@ -81,6 +89,23 @@ class Method:
     start: float = 1e-3
     recipe: Recipe = SGD
     rates: relax.Schedule = cosine
+
+    def __post_init__(self) -> None:
+        if self.perturbation not in (None, "random", "adversarial"):
+            raise unknown("perturbation", str(self.perturbation), ("random", "adversarial"))
+        if self.perturbation is None and self.radius is not ZERO:
+            raise InputError("a method's radius without a perturbation does nothing: add perturbation='random' or 'adversarial'.")
+        for name, good, remedy in (
+                ("lr", 0 < self.lr < math.inf, "a number above 0"),
+                ("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1"),
+                ("decay", 0 <= self.decay < math.inf, "a number of 0 or more"),
+                ("start", 0 <= self.start < math.inf, "a number of 0 or more"),
+                ("still", 0 <= self.still <= 1, "a share from 0 to 1"),
+                ("prune", all(0 <= when <= 1 and (0 < keep < 1 or (keep >= 1 and keep % 1 == 0)) for when, keep in self.prune),
+                 "pairs of a progress from 0 to 1 and of how many options are left, 1 or more or a share of them"),
+                ("skips", self.skips is None or self.skips >= 0, "a number of 0 or more, or None for any")):
+            if not good:
+                raise InputError(f"a method's {name} is {getattr(self, name)}: give {remedy}.")
 
 
 ATTACKS = 3
@@ -227,14 +252,15 @@ class DifferentiableSearch:
     def mixes(self, parameters: Tensors) -> list[Mix]:
         """How every group mixes its options now. The draw is one and the same during a step."""
         count, method, t = len(self.groups), self.method, self.progress
-        generator = self._generator("relaxation")
-        found = []
+        generator, found = self._generator("relaxation"), list[Mix]()
+        dropout = _dropout(rate, self._generator("dropout")) if (rate := method.dropout(t)) else None
         for k, (group, alpha, beta) in enumerate(zip(self.groups, parameters[:count], parameters[count:], strict=True)):
             kept = _kept(self.allowed[k])
             relaxation = relax.gumbel_hard if self.uneven[k] else method.relaxation
             weights = relaxation(alpha.gather(1, kept), method.temperature(t), generator)
             full = torch.zeros_like(alpha).scatter(1, kept, weights)
-            found.append(relaxed.mix(full, method.bypass(t), _by_target(beta, group.targets) if len(beta) else None))
+            edges = _by_target(beta, group.targets) if len(beta) else None
+            found.append(relaxed.mix(full, method.bypass(t), edges, dropout))
         return found
 
     def _generator(self, stream: str) -> torch.Generator:
@@ -242,22 +268,26 @@ class DifferentiableSearch:
 
     # ----------------------------------------------------------------------------------------------------- architectures
     def _prune(self) -> None:
-        for when, keep in self.method.prune:
+        for when, share in self.method.prune:
             if self.progress >= when:
                 for alpha, allowed in zip(self.alphas, self.allowed, strict=True):
+                    keep = int(share) if share >= 1 else max(2, round(share * alpha.shape[1]))
                     if keep < int(allowed[0].sum()):
                         best = alpha.detach().masked_fill(~allowed, -torch.inf).topk(keep).indices
                         allowed.copy_(torch.zeros_like(allowed).scatter(1, best, True))
 
     def architecture(self) -> dict[str, int]:
         """The architecture of the largest α. Where edges compete, as in DARTS's cells, what counts is the weight of their best
-        operation, softmax(α) (FairDARTS: σ(α)), times that of the edge."""
+        operation, softmax(α) (FairDARTS: σ(α)), times that of the edge. Of more skip connections in a cell than the method allows
+        the weakest give way."""
         found = []
         for group, alpha, beta, allowed in zip(self.groups, self.alphas, self.betas, self.allowed, strict=True):
             scores = alpha.detach().masked_fill(~allowed, -torch.inf)
             weights = scores.sigmoid() if self.method.relaxation is relax.sigmoid else scores.softmax(1)
             found.append(weights * _by_target(beta.detach(), group.targets)[:, None] if len(beta) else weights)
-        return relaxed.nearest(self.net, found, self.allowed)
+        most = self.method.skips
+        return relaxed.nearest(self.net, found, self.allowed if most is None else
+                               relaxed.few_skips(self.net, found, self.allowed, most))
 
     def sample(self, number: int) -> dict[str, int]:
         """A random architecture: every option with its probability softmax(α)."""
@@ -340,6 +370,11 @@ class DifferentiableSearch:
 def _kept(allowed: Tensor) -> Tensor:
     """The options that are left of every row, (rows, equally many)."""
     return allowed.nonzero()[:, 1].view(len(allowed), -1)
+
+
+def _dropout(rate: float, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """Each number is 0 with probability ``rate`` and otherwise divided by 1 - rate."""
+    return lambda x: x * (torch.rand(x.shape, generator=generator) >= rate) / (1 - rate)
 
 
 def _by_target(beta: Tensor, targets: Sequence[int]) -> Tensor:

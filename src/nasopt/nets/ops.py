@@ -1,7 +1,7 @@
 """Operations for cells: they keep the spatial size, take ints or elastic widths and, where they have weights, end in a
 batch normalisation without an activation (the cell applies one activation per node).
 
-With ints all of them consist of plain PyTorch layers; with a `nasopt.nets.choices.Width` of elastic ones.
+With ints all of them consist of plain PyTorch layers; with a `nasopt.nets.elastic.Width` of elastic ones.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from nasopt.nets import choices
-from nasopt.nets.choices import Size, Width
+from nasopt.nets import elastic
+from nasopt.nets.elastic import Size, Width
 
 EXPANSION = 3
 """How much wider an inverted bottleneck is inside."""
@@ -30,19 +30,19 @@ def conv(fan_in: Size, out: Size, kernel: int, *, stride: int = 1, dilation: int
     padding = dilation * (kernel // 2)
     if isinstance(fan_in, int) and isinstance(out, int) and isinstance(groups, int):
         return nn.Conv2d(fan_in, out, kernel, stride, padding, dilation, groups, bias=False)
-    return choices.Conv2d(fan_in, out, kernel, stride, padding, dilation, groups, bias=False)
+    return elastic.Conv2d(fan_in, out, kernel, stride, padding, dilation, groups, bias=False)
 
 
 def norm(size: Size) -> nn.Module:
     """Batch normalisation; elastic if its size is."""
-    return nn.BatchNorm2d(size) if isinstance(size, int) else choices.BatchNorm2d(size)
+    return nn.BatchNorm2d(size) if isinstance(size, int) else elastic.BatchNorm2d(size)
 
 
 def linear(fan_in: Size, out: Size) -> nn.Module:
     """A linear layer; elastic if one of its sizes is."""
     if isinstance(fan_in, int) and isinstance(out, int):
         return nn.Linear(fan_in, out)
-    return choices.Linear(fan_in, out)
+    return elastic.Linear(fan_in, out)
 
 
 def conv_norm(fan_in: Size, out: Size, kernel: int, *, stride: int = 1) -> nn.Sequential:

@@ -132,6 +132,15 @@ def linear(start: float, end: float) -> Schedule:
     return lambda t: start + (end - start) * t
 
 
+def sawtooth(*starts: float) -> Schedule:
+    """As many stages of one length as there are starts; in each of them from its start to 0 in equal steps, 0 at t = 1."""
+    def value(t: float) -> float:
+        stage = min(int(t * len(starts)), len(starts) - 1)
+        return starts[stage] * (1 - (t * len(starts) - stage))
+
+    return value
+
+
 def exponential(start: float, end: float) -> Schedule:
     """The same in equal ratios.
 

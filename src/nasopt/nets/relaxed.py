@@ -8,7 +8,7 @@ mean of its options' outputs: every layer of it weighs its channels anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,7 +19,9 @@ from torch.nn import functional
 
 from nasopt.errors import InputError
 from nasopt.nets import relax
-from nasopt.nets.choices import MIXED, Choosing, Mix, Pairs, Wiring, plan_of
+from nasopt.nets.graphs import Pairs, Wiring
+from nasopt.nets.options import MIXED, Choosing, Mix
+from nasopt.nets.plan import plan_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,10 +99,11 @@ def mixed(module: nn.Module, mixes: Sequence[Mix]) -> Iterator[None]:
             choice.chosen[:], choice.mix = chosen, mix_before
 
 
-def mix(weights: Tensor, bypass: float = 0.0, edges: Tensor | None = None) -> Mix:
+def mix(weights: Tensor, bypass: float = 0.0, edges: Tensor | None = None,
+        dropout: Callable[[Tensor], Tensor] | None = None) -> Mix:
     """The mix of weights (rows, options); options of weight 0 are not computed."""
     live = tuple(tuple(np.flatnonzero(row).tolist()) for row in weights.detach().cpu().numpy())
-    return Mix(weights, live, bypass, edges)
+    return Mix(weights, live, bypass, edges, dropout)
 
 
 @torch.no_grad()
@@ -148,9 +151,7 @@ def nearest(module: nn.Module, weights: Sequence[Tensor], allowed: Sequence[Tens
         scores = weights[k].detach()
         if allowed is not None:
             scores = scores.masked_fill(~allowed[k], -torch.inf)
-        first = group.choices[0]
-        options = first.nearest(scores) if isinstance(first, Pairs) else scores.argmax(1).tolist()
-        for slot, option in enumerate(options):
+        for slot, option in enumerate(_options(group, scores)):
             picked.update({(choice, slot): option for choice in group.choices})
     arch, values = dict[str, int](), list[int]()
     for gene, steered in zip(plan.columns.genes, plan.steered, strict=True):
@@ -159,6 +160,41 @@ def nearest(module: nn.Module, weights: Sequence[Tensor], allowed: Sequence[Tens
         if here:
             arch[gene.path] = values[-1]
     return arch
+
+
+def _options(group: Group, scores: Tensor) -> list[int]:
+    """The options of the largest scores (rows, options), one a slot."""
+    first = group.choices[0]
+    return first.nearest(scores) if isinstance(first, Pairs) else scores.argmax(1).tolist()
+
+
+def few_skips(module: nn.Module, weights: Sequence[Tensor], allowed: Sequence[Tensor], most: int) -> list[Tensor]:
+    """What may be chosen so that no cell of `nearest` has more than ``most`` skip connections: again and again the weakest of
+    those that a cell has is no longer allowed (Chen et al., P-DARTS, ICCV 2019). An edge with nothing else to choose keeps it.
+
+    Args:
+        weights, allowed: as in `nearest`.
+    """
+    found = [a.clone() for a in allowed]
+    for group, scores, left in zip(groups(module), weights, found, strict=True):
+        while (row := _weakest_skip(group, scores.detach().masked_fill(~left, -torch.inf), most)) is not None:
+            left[row, group.skip] = False
+    return found
+
+
+def _weakest_skip(group: Group, scores: Tensor, most: int) -> int | None:
+    """The row of the weakest skip connection if more than ``most`` are chosen; None: none can be spared."""
+    if group.skip is None:
+        return None
+    first, options, others = group.choices[0], _options(group, scores), scores.isfinite()
+    others[:, group.skip] = False
+    chosen = list(enumerate(options))
+    if isinstance(first, Pairs):
+        chosen = [(row, option) for _, sources in first.terms_of(options) for _, row, option in sources]
+        others[:, group.none] = False  # which is never chosen
+    skips = [row for row, option in chosen if option == group.skip]
+    spare = [row for row in skips if others[row].any()]
+    return min(spare, key=lambda row: float(scores[row, group.skip])) if len(skips) > most and spare else None
 
 
 def draw(module: nn.Module, scores: Sequence[Tensor], generator: torch.Generator) -> dict[str, int]:

@@ -15,8 +15,10 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from nasopt.errors import InputError, unknown
-from nasopt.nets.choices import Depth, Graph, OneOf, Size, Upstream, Width, Wiring
+from nasopt.nets.elastic import Size, Upstream, Width
+from nasopt.nets.graphs import Graph, Wiring
 from nasopt.nets.ops import OPERATIONS, conv, conv_norm, linear, norm
+from nasopt.nets.options import Depth, OneOf
 
 HIDDEN = 64
 """Width of the hidden layer of the head ``hidden``."""

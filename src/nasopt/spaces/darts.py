@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nasopt.errors import InputError, unknown
-from nasopt.nets.choices import PairGraph, Pairs, pairs_below
+from nasopt.nets.graphs import PairGraph, Pairs, pairs_below
 from nasopt.space import Arch, Product
 
 OPERATIONS = ("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")

@@ -8,7 +8,7 @@ from functools import partial as bind
 from torch import Tensor, nn
 
 from nasopt.errors import InputError, unknown
-from nasopt.nets.choices import Graph, Wiring
+from nasopt.nets.graphs import Graph, Wiring
 from nasopt.nets.ops import Zero
 from nasopt.space import Arch, Cell, Product
 

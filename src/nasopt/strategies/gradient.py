@@ -82,7 +82,11 @@ RECIPES: Mapping[str, Recipe] = {
     "darts_minus": Recipe(replace(DARTS, bypass=relax.linear(1, 0))),
     "darts_pt": Recipe(replace(DARTS, trial=True)),
     "rdarts": Recipe(DARTS, flat=0.75),
+    "pdarts": Recipe(replace(DARTS, prune=((1 / 3, 5 / 8), (2 / 3, 3 / 8)), dropout=relax.sawtooth(0.0, 0.4, 0.7), skips=2,
+                             still=2 / 15, lr=6e-4)),
 }
+"""``pdarts`` (Chen et al., ICCV 2019) keeps one network from stage to stage, where the published program starts a deeper one anew
+with fresh weights and α in each of its three; its dropout falls to 0 in a line, there by a factor e^-0.2 an epoch."""
 
 
 class Blobs(Protocol):
