@@ -195,6 +195,7 @@ PARTS: dict[str, tuple[Method, Method | None]] = {
     "prune by shares": (replace(PLAIN, prune=((0.0, 0.99),)), replace(PLAIN, prune=((0.4, 0.6),))),
     "dropout": (replace(PLAIN, dropout=relax.constant(0.0)), replace(PLAIN, dropout=half)),
     "still": (replace(PLAIN, still=0.0), replace(PLAIN, still=0.4)),
+    "every": (replace(PLAIN, every=1), replace(PLAIN, every=2)),
     "rates": (replace(PLAIN, rates=cosine), replace(PLAIN, rates=half)),
 }
 
@@ -238,6 +239,15 @@ def test_a_draw_is_the_same_within_a_step_and_another_in_the_next() -> None:
     s.done += 1
     later = drawn()
     assert float((later - first).abs().min()) > 0
+
+
+def test_alpha_moves_in_one_of_so_many_steps() -> None:
+    s, moved = search(replace(PLAIN, every=3)), list[bool]()
+    for _ in range(STEPS):
+        before = s.alphas[0].detach().clone()
+        s.run(1)
+        moved.append(not torch.equal(before, s.alphas[0]))
+    assert moved == [k % 3 == 0 for k in range(STEPS)]
 
 
 def test_alpha_rests_while_it_is_still() -> None:
@@ -605,6 +615,7 @@ def test_bad_parts_are_refused() -> None:
     ({"betas": (0.5, 1.0)}, r"betas is \(0.5, 1.0\): give two numbers from 0 to below 1"), ({"betas": (-0.1, 0.5)}, "betas is"),
     ({"betas": (0.5,)}, "betas is"), ({"decay": -1e-3}, "decay is -0.001: give a number of 0 or more"),
     ({"start": -1.0}, "start is -1.0"), ({"still": 1.5}, "still is 1.5: give a share from 0 to 1"), ({"still": -0.1}, "still is"),
+    ({"every": 0}, "every is 0: give 1 or more"),
     ({"prune": ((1.5, 2),)}, r"prune is \(\(1.5, 2\),\): give pairs of a progress from 0 to 1"),
     ({"prune": ((0.5, 2), (0.7, 0))}, "prune is"), ({"prune": ((0.5, 2.5),)}, "prune is"),
     ({"prune": ((0.5, 0.0),)}, "1 or more or a share of them"),

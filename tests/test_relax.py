@@ -29,6 +29,7 @@ from nasopt.nets.relax import (
     gumbel,
     gumbel_hard,
     linear,
+    pair,
     sawtooth,
     sigmoid,
     softmax,
@@ -37,7 +38,7 @@ from nasopt.nets.relax import (
 
 F64 = torch.float64
 DETERMINISTIC = {"softmax", "sparsemax", "sigmoid"}
-SUM_TO_ONE = {"softmax", "sparsemax", "gumbel", "gumbel_hard", "dirichlet"}
+SUM_TO_ONE = {"softmax", "sparsemax", "gumbel", "gumbel_hard", "pair", "dirichlet"}
 
 
 def seeded(seed: int = 0) -> Generator:
@@ -79,7 +80,7 @@ def test_weights_are_what_the_table_says(name: str, dtype: torch.dtype) -> None:
             RELAXATIONS[name](alpha, temperature, seeded())
 
 
-@pytest.mark.parametrize("name", ["softmax", "sparsemax", "sigmoid", "gumbel"])
+@pytest.mark.parametrize("name", ["softmax", "sparsemax", "sigmoid", "gumbel", "pair"])
 def test_gradients_are_central_differences(name: str) -> None:
     alpha, into = drawn(3, 4), drawn(3, 4, seed=2)
     for temperature in (0.5, 1.0, 2.0):
@@ -123,6 +124,24 @@ def test_gumbel_hard_has_the_gradient_of_gumbel() -> None:
     alpha, into = drawn(3, 4), drawn(3, 4, seed=2)
     hard, soft = (gradient(lambda x, f=f: (into * f(x, 0.7, seeded(5))).sum(), alpha) for f in (gumbel_hard, gumbel))
     assert torch.equal(hard, soft) and float(soft.abs().max()) > 0.01
+
+
+def test_pair_draws_two_without_replacement_and_weighs_them_by_their_probabilities() -> None:
+    """The first with its probability, the second with its probability among the others."""
+    alpha = torch.tensor([0.0, 1.0, -1.0, 0.5], dtype=F64)
+    p = (alpha / 2).softmax(0).numpy()
+    found = pair(alpha.expand(20_000, 4), 2.0, seeded())
+    assert bool(((found > 0).sum(-1) == 2).all())
+    pairs = [(i, j) for i in range(4) for j in range(i)]
+    chances = [p[i] * p[j] / (1 - p[i]) + p[j] * p[i] / (1 - p[j]) for i, j in pairs]
+    counts = [int(((found[:, i] > 0) & (found[:, j] > 0)).sum()) for i, j in pairs]
+    assert scipy_stats.chisquare(counts, 20_000 * np.array(chances)).pvalue > 1e-3
+    for i, j in pairs:
+        here = found[(found[:, i] > 0) & (found[:, j] > 0)]
+        assert torch.allclose(here[:, i], torch.tensor(p[i] / (p[i] + p[j]), dtype=F64), rtol=1e-12)
+    two, one = drawn(3, 2), drawn(3, 1)
+    assert torch.allclose(pair(two, 0.5, seeded()), softmax(two, 0.5, seeded()), rtol=1e-12)
+    assert torch.equal(pair(one, 0.5, seeded()), torch.ones_like(one))
 
 
 def test_dirichlet_draws_its_law() -> None:

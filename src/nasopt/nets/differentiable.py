@@ -53,7 +53,8 @@ class Method:
         perturbation, radius: what is added to α while the weights are trained, up to so much in every entry: a random vector or
             the one of `ATTACKS` ascent steps on the training loss (SDARTS, Chen & Hsieh, ICML 2020, eq. 5, 6).
         edges: weigh the edges that lead to one node, too, by a softmax (PC-DARTS).
-        still: share of the steps in which α rests.
+        still: share of the steps, the first, in which α rests.
+        every: α moves in one of so many steps.
         prune: (progress, options): from when on how many options a row keeps, those of the largest α; a number below 1 is a share
             of the options that there were, of which at least two stay (Chen et al., P-DARTS, ICCV 2019; DrNAS).
         dropout: with which probability, below 1, each number that a skip connection of a relaxed cell passes on is set to 0, the
@@ -79,6 +80,7 @@ class Method:
     radius: relax.Schedule = ZERO
     edges: bool = False
     still: float = 0.0
+    every: int = 1
     prune: tuple[tuple[float, float], ...] = ()
     dropout: relax.Schedule = ZERO
     skips: int | None = None
@@ -101,6 +103,7 @@ class Method:
                 ("decay", 0 <= self.decay < math.inf, "a number of 0 or more"),
                 ("start", 0 <= self.start < math.inf, "a number of 0 or more"),
                 ("still", 0 <= self.still <= 1, "a share from 0 to 1"),
+                ("every", self.every >= 1, "1 or more"),
                 ("prune", all(0 <= when <= 1 and (0 < keep < 1 or (keep >= 1 and keep % 1 == 0)) for when, keep in self.prune),
                  "pairs of a progress from 0 to 1 and of how many options are left, 1 or more or a share of them"),
                 ("skips", self.skips is None or self.skips >= 0, "a number of 0 or more, or None for any")):
@@ -177,7 +180,7 @@ class DifferentiableSearch:
         for _ in range(min(steps, self.steps - self.done)):
             self._prune()
             train = next(inner)
-            if self.progress >= self.method.still:
+            if self.progress >= self.method.still and self.done % self.method.every == 0:
                 self._step_alphas(train, next(outer))
             losses.append(self._step_weights(train))
             self.done += 1

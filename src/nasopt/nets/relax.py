@@ -10,6 +10,7 @@ Notation: alpha (..., options), one row an edge or a choice; τ the temperature,
 | `gumbel` | sum to 1 | yes | SNAS |
 | `gumbel_hard` | one 1, the others 0 | yes | GDAS |
 | `dirichlet` | sum to 1 | yes | DrNAS |
+| `pair` | sum to 1, all but two are 0 | yes | ProxylessNAS's gradient |
 
 What is random is drawn from the generator, which must be on alpha's device, and is the same for the same state of it; what is not
 leaves the generator alone. A low temperature drives every relaxation but `sigmoid` towards one-hot weights.
@@ -72,6 +73,15 @@ def gumbel_hard(alpha: Tensor, temperature: float, generator: Generator) -> Tens
     return hard + (soft - soft.detach())  # adds exactly 0
 
 
+def pair(alpha: Tensor, temperature: float, generator: Generator) -> Tensor:
+    """softmax(alpha / τ) of two options, drawn without replacement with its probabilities (the largest of `gumbel`; Cai et al.,
+    ProxylessNAS, ICLR 2019, §3.2): it compares options at the price of two."""
+    scores = alpha / _positive(temperature)
+    noise = -torch.empty_like(alpha).exponential_(generator=generator).log()
+    drawn = (scores.detach() + noise).topk(min(2, alpha.shape[-1]), dim=-1).indices
+    return torch.zeros_like(alpha).scatter(-1, drawn, scores.gather(-1, drawn).softmax(-1))
+
+
 def dirichlet(alpha: Tensor, temperature: float, generator: Generator) -> Tensor:
     """A draw of Dir(τ (elu(alpha) + 1)) with a pathwise gradient (Chen et al., DrNAS, ICLR 2021, with τ = 1).
 
@@ -89,7 +99,7 @@ def concentration(alpha: Tensor) -> Tensor:
 
 
 RELAXATIONS: Mapping[str, Relaxation] = MappingProxyType({f.__name__: f for f in (
-    softmax, sparsemax, sigmoid, gumbel, gumbel_hard, dirichlet)})
+    softmax, sparsemax, sigmoid, gumbel, gumbel_hard, pair, dirichlet)})
 
 
 def _positive(temperature: float) -> float:

@@ -77,8 +77,8 @@ STRATEGIES: Mapping[str, Make] = {
 HINTED = ("forest", "gp", "gp-lcb", "gp-ts", "hybrid")
 """Those that can take hints: what is known of architectures for nothing."""
 
-GRADIENT = ("beta_darts", "darts1", "darts2", "darts_minus", "darts_pt", "drnas", "fair_darts", "gdas", "idarts", "pcdarts",
-            "pdarts", "rdarts", "sdarts", "sdarts_adv", "snas")
+GRADIENT = ("beta_darts", "darts1", "darts2", "darts_minus", "darts_pt", "drnas", "fair_darts", "gdas", "idarts", "nasopt",
+            "pcdarts", "pdarts", "rdarts", "sdarts", "sdarts_adv", "snas")
 """The recipes of `nasopt.strategies.gradient`, which is too heavy to load for their names. They need a network to train."""
 
 DEFAULT = "hybrid"

@@ -53,9 +53,9 @@ class Recipe:
     flat: float | None = None
 
     def within(self, steps: int) -> Method:
-        """The method for a search of so many steps: in one that is shorter than the published ones (`PUBLISHED`), α moves faster
-        in proportion, so that it can go as far."""
-        return replace(self.method, lr=self.method.lr * max(1.0, PUBLISHED / max(1, steps)))
+        """The method for a search of so many steps: where α moves less often than in the published ones (`PUBLISHED`), it moves
+        faster in proportion, so that it can go as far."""
+        return replace(self.method, lr=self.method.lr * max(1.0, PUBLISHED * self.method.every / max(1, steps)))
 
 
 PUBLISHED = 19_500
@@ -84,9 +84,12 @@ RECIPES: Mapping[str, Recipe] = {
     "rdarts": Recipe(DARTS, flat=0.75),
     "pdarts": Recipe(replace(DARTS, prune=((1 / 3, 5 / 8), (2 / 3, 3 / 8)), dropout=relax.sawtooth(0.0, 0.4, 0.7), skips=2,
                              still=2 / 15, lr=6e-4)),
+    "nasopt": Recipe(replace(DARTS, relaxation=relax.pair, every=2, still=0.1)),
 }
-"""``pdarts`` (Chen et al., ICCV 2019) keeps one network from stage to stage, where the published program starts a deeper one anew
-with fresh weights and α in each of its three; its dropout falls to 0 in a line, there by a factor e^-0.2 an epoch."""
+"""``nasopt`` draws two options a row and moves α in every second step, at about a fifth of the cost of ``darts1``.
+
+``pdarts`` (Chen et al., ICCV 2019) keeps one network from stage to stage, where the published program starts a deeper one anew with
+fresh weights and α in each of its three; its dropout falls to 0 in a line, there by a factor e^-0.2 an epoch."""
 
 
 class Blobs(Protocol):
