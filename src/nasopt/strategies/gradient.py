@@ -88,8 +88,8 @@ RECIPES: Mapping[str, Recipe] = {
 }
 """``nasopt`` draws two options a row and moves α in every second step, at about a fifth of the cost of ``darts1``.
 
-``pdarts`` (Chen et al., ICCV 2019) keeps one network from stage to stage, where the published program starts a deeper one anew with
-fresh weights and α in each of its three; its dropout falls to 0 in a line, there by a factor e^-0.2 an epoch."""
+``pdarts`` (Chen et al., ICCV 2019) keeps one network from stage to stage, where the published program starts a deeper one anew
+with fresh weights and α in each of its three; its dropout falls to 0 in a line, there by a factor e^-0.2 an epoch."""
 
 
 class Blobs(Protocol):
