@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,20 +42,22 @@ class Portfolio:
         floor: share of the asks that is spread evenly over the members whatever their credit, so that none is lost.
         memory: what a trial counts for in its member's credit after each later trial of this member.
         start: asks that the first member makes before the others have their turn: the design that its model needs.
+        overheads: seconds that an ask of a member costs besides its trial, such as training; 0 of those that are not named.
 
     Raises:
         InputError: no member, or a share that is none.
     """
 
     def __init__(self, problem: Problem, seed: int, members: Mapping[str, Strategy], *, isolated: bool = False,
-                 floor: float = 0.1, memory: float = 0.9, start: int = 0) -> None:
+                 floor: float = 0.1, memory: float = 0.9, start: int = 0,
+                 overheads: Mapping[str, float] = MappingProxyType({})) -> None:
         if not members:
             raise InputError("a portfolio needs at least one member.")
         if not 0 < floor <= 1 or not 0 <= memory <= 1:
             raise InputError(f"floor {floor} and memory {memory} must be shares of 1, and the floor above 0.")
         self.problem, self.seed = problem, seed
         self._members, self._isolated, self._floor, self._memory = dict(members), isolated, floor, memory
-        self._start = start
+        self._start, self._overheads = start, overheads
         self._own: dict[int, tuple[str, int]] = {}
         self._asked = dict.fromkeys(self._members, 0)
         self._gain = dict.fromkeys(self._members, 0.0)
@@ -114,7 +117,8 @@ class Portfolio:
         gain = self._added(trial)
         if name:
             self._gain[name] = self._memory * self._gain[name] + gain
-            self._cost[name] = self._memory * self._cost[name] + max(trial.cost, LEAST_COST)
+            cost = max(trial.cost, LEAST_COST) + self._overheads.get(name, 0.0)
+            self._cost[name] = self._memory * self._cost[name] + cost
 
     def _added(self, trial: Trial) -> float:
         """What the trial adds to the hypervolume of the front; changes the front."""
