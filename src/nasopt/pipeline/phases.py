@@ -37,6 +37,7 @@ from nasopt.run.executors import Serial
 from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
 from nasopt.strategies.catalogue import GRADIENT, make
+from nasopt.strategies.gradient import Gradient
 from nasopt.strategies.stopping import SmallGain
 from nasopt.trial import Ask, Metrics, Study, Trial
 
@@ -236,6 +237,8 @@ class Phases:
                            watch=self._narrate(watch, title), stop=stop)
         if study.stopped == INTERRUPTED:
             raise KeyboardInterrupt
+        for alarm in strategy.alarms if isinstance(strategy, Gradient) else ():
+            self.display.log(alarm.text())
         self.ledger.store(f"stopped {title}", study.stopped)
         return study
 
@@ -243,9 +246,8 @@ class Phases:
         """The strategy of that name. One that trains a network begins with what it finds, not with ``initial``."""
         if name not in GRADIENT:
             return make(name, self.setup.problem, self.setup.config.seed, initial)
-        steps = self.ledger.remember(f"steps {title}", lambda: {
-            "steps": relaxed.steps_for(self.setup, name, self.seconds(title))})["steps"]
-        return relaxed.strategy(self.setup, name, steps, self.storage)
+        plan = self.ledger.remember(f"steps {title}", lambda: relaxed.plan(self.setup, name, self.seconds(title)))
+        return relaxed.strategy(self.setup, name, plan, self.storage)
 
     def _narrate(self, watch: Watch, title: str) -> Callable[[Progress], None]:
         """Shows the size of the front and its hypervolume: the share of the box up to an error of 1 and up to the largest
