@@ -49,6 +49,12 @@ class Group:
         """(rows, options)."""
         return self.rows, len(self.labels)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the rows: a cell's edges, or the path."""
+        first = self.choices[0]
+        return tuple(f"{i}→{j}" for i, j in first.edges) if isinstance(first, Wiring | Pairs) else (self.path,)
+
 
 def groups(module: nn.Module) -> tuple[Group, ...]:
     """The groups of weights of a module, in the order of its space.

@@ -21,8 +21,8 @@ TRIED = 3
 
 
 def plan(setup: Setup, name: str, seconds: float) -> dict[str, int]:
-    """How many steps of a method fit into its share of so many seconds, at least one a slice, and after every how many slices it is
-    watched closely: the least divisor of `SLICES` that keeps `WATCHING`."""
+    """How many steps of a method fit into its share of so many seconds, at least one a slice; and after every how many slices it
+    is watched closely (`every`)."""
     tried = _search(setup, name, 1 + TRIED)
     tried.run(1)
     began = time.perf_counter()
@@ -41,10 +41,11 @@ def every(look: float, seconds: float) -> int:
     return next((k for k in divisors if SLICES // k * look <= seconds), SLICES)
 
 
-def strategy(setup: Setup, name: str, plan: dict[str, int], blobs: Blobs) -> Gradient:
+def strategy(setup: Setup, name: str, planned: dict[str, int], blobs: Blobs) -> Gradient:
     """The strategy, watched and guarded; its weights are kept in ``blobs``."""
-    return Gradient(setup.problem, setup.config.seed, _search(setup, name, plan["steps"]), name, RECIPES[name].flat, blobs=blobs,
-                    watch=plan["watch"], guard=True)
+    search = _search(setup, name, planned["steps"])
+    return Gradient(setup.problem, setup.config.seed, search, name, RECIPES[name].flat, blobs=blobs, watch=planned["watch"],
+                    guard=True)
 
 
 def _search(setup: Setup, name: str, steps: int) -> DifferentiableSearch:

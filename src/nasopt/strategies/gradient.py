@@ -170,7 +170,7 @@ class Gradient:
     def record(self) -> History:
         """What is kept for readers."""
         trained = self.history if self._back is None else self.history[:-1]
-        groups = tuple(Outline(g.path, g.rows, g.labels, g.skip) for g in self.search.groups)
+        groups = tuple(Outline(g.path, g.names, g.labels, g.skip) for g in self.search.groups)
         return History(groups, self.flat, self.guard, tuple(trained))
 
     @property

@@ -88,10 +88,10 @@ class Slice:
 
 @dataclass(frozen=True)
 class Outline:
-    """A group of `nasopt.nets.relaxed.groups` without its modules."""
+    """A group of `nasopt.nets.relaxed.groups` without its modules; ``rows`` are their names."""
 
     path: str
-    rows: int
+    rows: tuple[str, ...]
     labels: tuple[str, ...]
     skip: int | None
 
@@ -124,7 +124,7 @@ class History:
     def from_text(cls, text: str) -> History:
         """The inverse of `to_text`."""
         data = json.loads(text)
-        groups = tuple(Outline(**{**g, "labels": tuple(g["labels"])}) for g in data["groups"])
+        groups = tuple(Outline(g["path"], tuple(g["rows"]), tuple(g["labels"]), g["skip"]) for g in data["groups"])
         return cls(groups, data["flat"], data["guard"], tuple(_slice(s) for s in data["slices"]))
 
 
@@ -296,10 +296,10 @@ class Alarm:
         return f"Alarm after slice {self.slice}: {what}; {did}."
 
 
-def skip_limit(groups: Sequence[Outline | relaxed.Group]) -> float:
+def skip_limit(groups: Sequence[Outline]) -> float:
     """The least share of the rows with a skip connection in which it must lead to be an alarm: more than half, and so many that
     random choices reach it in at most one of 100 searches; infinite where no share is that rare."""
-    chances = [1 / len(g.labels) for g in groups if g.skip is not None for _ in range(g.rows)]
+    chances = [1 / len(g.labels) for g in groups if g.skip is not None for _ in g.rows]
     counts = range(len(chances) // 2 + 1, len(chances) + 1)
     rare = [k for k in counts if stats.binom.sf(k - 1, len(chances), np.mean(chances)) <= 0.01]
     return rare[0] / len(chances) if rare else math.inf
