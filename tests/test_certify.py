@@ -105,6 +105,8 @@ def test_the_command_prints_what_one_run_allows(runs: tuple[Path, Path], tmp_pat
     last = history.slices[-1].watched
     assert last is not None and last.extremes is not None
     assert run["slices"][-1]["gradient"] == pytest.approx(np.linalg.norm(last.gradient))
+    shown = [s["bias"] for s in run["slices"] if s["bias"] is not None]
+    assert f"went from {shown[0]:.4g} to {shown[-1]:.4g} (4 looks)" in text and "may be too large" in text
     assert f"{last.extremes.low:.4g} ± {last.extremes.low_residual:.2g}" in text
 
 
@@ -128,7 +130,11 @@ def test_what_is_no_gradient_run_is_refused(runs: tuple[Path, Path], tmp_path: P
     (tmp_path / "empty.db").rename(empty / "study.db")
     assert "interrupted before it began" in words(capsys, 2, empty)
     assert "searched by hybrid, which follows no gradient" in words(capsys, 2, written(tmp_path / "h", strategy="hybrid"))
-    assert "0 slices" in words(capsys, 2, written(tmp_path / "g", strategy="gdas"))
+    none = written(tmp_path / "g", strategy="gdas")
+    assert "0 slices" in (told := words(capsys, 2, none)) and "nasopt resume" in told
+    with closing(Sqlite(none / "study.db")) as storage:
+        Ledger(storage).store("stopped search", "the budget is spent")
+    assert "a larger --budget" in words(capsys, 2, none)
     assert "one seed (0, 0)" in words(capsys, 2, runs[0], runs[0])
     other = written(tmp_path / "c", 2, seconds=99.0)
     assert "differ in their budget" in words(capsys, 2, runs[0], other)
@@ -175,6 +181,19 @@ def test_a_run_plans_its_watching_tells_of_alarms_and_reports_them(tmp_path: Pat
     assert [line for line in lines if "correlation" in line and line.startswith("Alarm after slice")]
     assert found is not None and found["alarms"][0]["name"] == "ranks"
     json.dumps(found, allow_nan=False)
+
+
+def test_a_search_that_ended_early_has_no_certificate_and_says_why(runs: tuple[Path, Path]) -> None:
+    history = certify.read(runs[0]).history
+
+    def said(n: int) -> str:
+        with pytest.MonkeyPatch.context() as patch, closing(Sqlite(runs[0] / "study.db", readonly=True)) as storage:
+            patch.setattr(certify, "kept", lambda *given: replace(history, slices=history.slices[:n]))
+            found = certify.report(storage, "darts1")
+        return "" if found is None else found["certificate"][0]
+
+    assert said(4) == "No certificate: the search had time for 4 slices, and it takes 10."
+    assert said(20).startswith("regime: ")
 
 
 # --------------------------------------------------------------------------------------------------------------- report

@@ -322,7 +322,7 @@ def _rate_finding(slopes: Sequence[float | None], interval: tuple[float, float] 
     factors = f"a factor of {math.exp(interval[0]):.4g} to {math.exp(interval[1]):.4g} a {unit} (95 %, over seeds)"
     if interval[0] <= 0 <= interval[1]:
         return f"no linear rate observed: {MOVES[unit]} change by {factors}."
-    return f"Over the tail {MOVES[unit]} {'shrink' if interval[1] < 0 else 'GROW'} by {factors}; this is observed, not proven."
+    return f"{MOVES[unit].capitalize()} {'shrink' if interval[1] < 0 else 'GROW'} by {factors}; this is observed, not proven."
 
 
 def _regime_finding(regime: Regime, contraction: float | None) -> str:

@@ -20,7 +20,7 @@ from nasopt.protocols import Storage
 from nasopt.run.storage import Sqlite
 from nasopt.strategies.catalogue import GRADIENT
 from nasopt.strategies.gradient import history_of
-from nasopt.strategies.watch import History, Slice, recording
+from nasopt.strategies.watch import DEEP, History, Slice, recording
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,10 @@ def read(path: Path) -> Searched:
                              "nasopt search --strategy darts1, or of another of its family.")
         history = kept(storage, config.strategy)
         if history is None or len(history.slices) < MIN_STEPS:
+            over = ledger.recall("stopped search") is not None
             raise InputError(f"{path} has {0 if history is None else len(history.slices)} slices of its gradient search, and a "
-                             f"certificate takes {MIN_STEPS}: go on with 'nasopt resume {path}'.")
+                             f"certificate takes {MIN_STEPS}: "
+                             + ("search again with a larger --budget." if over else f"go on with 'nasopt resume {path}'."))
         return Searched(path, config, str(ledger.recall("data")), history)
 
 
@@ -115,6 +117,11 @@ def sentences(history: History, who: str) -> list[str]:
     if rest and rest[0] > 0:
         found.append(f"{who}: the inner residual ‖∇_w L_train‖ went from {rest[0]:.4g} to {rest[-1]:.4g}, "
                      f"{rest[-1] / rest[0]:.0%} of what it was after slice 1.")
+    bias = [b for s in history.slices if (b := _numbers(s)["bias"]) is not None]
+    if bias:
+        found.append(f"{who}: ‖b‖, the hypergradient's distance from that of {DEEP} terms of Neumann's series, went from "
+                     f"{bias[0]:.4g} to {bias[-1]:.4g} ({len(bias)} looks); along negative curvature of L_train in w the series "
+                     "grows, and this may be too large.")
     last = history.slices[-1]
     if math.isfinite(last.ranks):
         found.append(f"{who}: rank correlation of the mixture's shares with the measured accuracy of {last.measured} networks: "
@@ -155,4 +162,6 @@ def report(storage: Storage, strategy: str) -> dict[str, Any] | None:
         said = certificate([recording(history.slices)], None).text()
     except InputError as problem:
         said = f"No certificate: {problem}"
+    if len(history.slices) < MIN_STEPS:
+        said = f"No certificate: the search had time for {len(history.slices)} slices, and it takes {MIN_STEPS}."
     return {"strategy": strategy, **summary(history), "certificate": said.splitlines()}

@@ -252,12 +252,13 @@ def recording(slices: Sequence[Slice]) -> Recording:
     """What a certificate needs of the slices of one search. α that are no longer allowed stay where they were.
 
     Raises:
-        InputError: the problem was not watched after every slice, or in none of them closely.
+        InputError: the problem was not watched after every slice, or after none of them closely.
     """
     seen = [s.watched for s in slices if s.watched is not None]
     close = [(w.gradient, w.deep) for w in seen if w.deep is not None]
     if len(seen) < len(slices) or not close:
-        raise InputError("the gradient search was not watched, or became infinite: search again, in a run of its own.")
+        raise InputError(f"of {len(slices)} slices of the gradient search {len(seen)} were watched, {len(close)} closely, and it "
+                         "takes all of them, and one closely: let the search end, or search anew if it became infinite.")
     points = np.stack([torch.cat([a.flatten() for a in s.scores]).numpy() for s in slices])
     for before, after in pairwise(points):
         after[~np.isfinite(after)] = before[~np.isfinite(after)]
