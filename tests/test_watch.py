@@ -231,7 +231,8 @@ def test_ranks_are_taken_of_what_was_measured_before_the_slice() -> None:
     for number in range(8):
         (ask,) = found.ask(1, number) or [Ask(number, found.architecture)]
         found.tell([Trial(replace(ask, number=number), {"error": number / 10}, 1.0),
-                    Trial(replace(ask, fidelity=0.5), {"error": 0.1}, 1.0), Trial(ask, {}, 1.0, "out of memory")])
+                    Trial(replace(ask, fidelity=0.5), {"error": 0.1}, 1.0),
+                    Trial(ask, {"error": 0.2}, 1.0, "out of memory"), Trial(ask, {}, 1.0)])
     assert [s.measured for s in found.history] == list(range(8))
     assert [math.isfinite(s.ranks) for s in found.history] == [False] * 6 + [True] * 2
 

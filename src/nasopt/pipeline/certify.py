@@ -49,8 +49,8 @@ class Certified:
     def text(self) -> str:
         """Several lines to print."""
         head = f"{self.runs[0].config.strategy} on {self.runs[0].config.data}, space {self.runs[0].config.space}"
-        lines = [line for r in self.runs for line in sentences(r.history, f"Seed {r.config.seed}")]
-        return "\n".join([head, self.certificate.text(), *(f"- {line}" for line in lines)])
+        lines = [line for r in self.runs for line in (f"Seed {r.config.seed}:", *sentences(r.history))]
+        return "\n".join([head, self.certificate.text(), *lines])
 
 
 def certify(paths: Sequence[Path]) -> Certified:
@@ -108,26 +108,25 @@ def kept(storage: Storage, strategy: str) -> History | None:
 
 
 # ------------------------------------------------------------------------------------------------------------- in words
-def sentences(history: History, who: str) -> list[str]:
+def sentences(history: History) -> list[str]:
     """What one search showed, with its numbers."""
     ends = [(k, s.watched.extremes) for k, s in enumerate(history.slices, 1) if s.watched and s.watched.extremes]
-    found = [f"{who}: extreme eigenvalues of ∇²_α L_val after slice {k}: {e.low:.4g} ± {e.low_residual:.2g} and {e.high:.4g} ± "
+    found = [f"Extreme eigenvalues of ∇²_α L_val after slice {k}: {e.low:.4g} ± {e.low_residual:.2g} and {e.high:.4g} ± "
              f"{e.high_residual:.2g} (Lanczos, {e.products} products; within ± there is an eigenvalue)." for k, e in ends[-1:]]
     rest = [s.watched.residual for s in history.slices if s.watched]
     if rest and rest[0] > 0:
-        found.append(f"{who}: the inner residual ‖∇_w L_train‖ went from {rest[0]:.4g} to {rest[-1]:.4g}, "
+        found.append(f"The inner residual ‖∇_w L_train‖ went from {rest[0]:.4g} to {rest[-1]:.4g}, "
                      f"{rest[-1] / rest[0]:.0%} of what it was after slice 1.")
     bias = [b for s in history.slices if (b := _numbers(s)["bias"]) is not None]
     if bias:
-        found.append(f"{who}: ‖b‖, the hypergradient's distance from that of {DEEP} terms of Neumann's series, went from "
+        found.append(f"‖b‖, the hypergradient's distance from that of {DEEP} terms of Neumann's series, went from "
                      f"{bias[0]:.4g} to {bias[-1]:.4g} ({len(bias)} looks); along negative curvature of L_train in w the series "
                      "grows, and this may be too large.")
     last = history.slices[-1]
     if math.isfinite(last.ranks):
-        found.append(f"{who}: rank correlation of the mixture's shares with the measured accuracy of {last.measured} networks: "
+        found.append(f"Rank correlation of the mixture's shares with the measured accuracy of {last.measured} networks: "
                      f"{last.ranks:.2f}.")
-    alarms = [f"{who}: {a.text()}" for a in history.alarms]
-    return [*found, *(alarms or [f"{who}: no alarm."])]
+    return [*found, *([a.text() for a in history.alarms] or ["No alarm."])]
 
 
 def summary(history: History) -> dict[str, Any]:
@@ -139,7 +138,7 @@ def summary(history: History) -> dict[str, Any]:
     """
     shares = [[s.scores[k].softmax(1).tolist() for s in history.slices] for k in range(len(history.groups))]
     return {"groups": [asdict(g) for g in history.groups], "shares": shares, "slices": [_numbers(s) for s in history.slices],
-            "alarms": [asdict(a) for a in history.alarms], "sentences": sentences(history, "This search")}
+            "alarms": [asdict(a) for a in history.alarms], "sentences": sentences(history)}
 
 
 def _numbers(done: Slice) -> dict[str, float | None]:
