@@ -19,7 +19,8 @@ from nasopt.spaces.cells import cells
 from nasopt.spaces.darts import darts
 from nasopt.spaces.nb201 import nb201
 from nasopt.strategies import catalogue
-from nasopt.strategies.gradient import DARTS, RECIPES, WINDOW, Blobs, Gradient, Slice, curvature, evenness, skip_share
+from nasopt.strategies.gradient import DARTS, RECIPES, Blobs, Gradient
+from nasopt.strategies.watch import WINDOW, Slice, curvature, evenness, skip_share
 from nasopt.testing.strategy import check_strategy
 from nasopt.trial import Ask, Objective, Problem, Trial
 

@@ -138,7 +138,7 @@ def test_a_gradient_search_that_was_interrupted_comes_to_the_same_weights(data: 
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     """What depends on the time is fixed here: how many steps fit, and no shared weights to begin with."""
     monkeypatch.setattr(phases.Phases, "_train_supernet", lambda self: {"error": "not now"})
-    monkeypatch.setattr(phases.relaxed, "steps", lambda setup, name, seconds: 40)
+    monkeypatch.setattr(phases.relaxed, "plan", lambda setup, name, seconds: phases.relaxed.Plan(40, 20))
     monkeypatch.setattr(phases.relaxed, "stride", lambda seconds, evaluation: 3)
     narrate, seen = phases.Phases._narrate, list[object]()
 

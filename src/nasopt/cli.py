@@ -345,23 +345,47 @@ CERTIFY_EPILOG = """Examples:
 nasopt certify
 
 nasopt certify --instances 1000 --seed 1 --json table.json
+
+nasopt certify runs/a runs/b --json certificate.json
 """
 
 
 @app.command(epilog=CERTIFY_EPILOG)
 def certify(
+    context: typer.Context,
+    runs: Annotated[list[Path] | None, typer.Argument(
+        metavar="[RUN]...", help="Folders of runs of one gradient strategy (darts1, ...) that differ in their seeds. Without "
+                                 "any: the problems with closed forms.")] = None,
     instances: Annotated[int, typer.Option(min=1, metavar="N", help="Random problems to check the potential's bound on.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Of the random problems.")] = 0,
     json_: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write every number there.")] = None,
 ) -> None:
-    """Check what is proven of gradient-based search on bilevel problems with closed forms: rates, biases, bounds."""
+    """Check what is proven of gradient-based search on bilevel problems with closed forms: rates, biases, bounds. Of runs: what
+    may be said about their convergence."""
     _check_folders(json_)
+    if runs:
+        _only(context, "certify RUN", "runs", "json_")
+        from nasopt.pipeline import certify as certifying
+
+        certified = certifying.certify(runs)
+        if json_ is not None:
+            json_.write_text(json.dumps(certified.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+        typer.echo(certified.text())
+        return
     from nasopt.analysis import bilevel
 
     found = bilevel.report(instances, seed)
     if json_ is not None:
         json_.write_text(json.dumps(found.to_json(), allow_nan=False) + "\n", encoding="utf-8")
     _show_family(found)
+
+
+def _only(context: typer.Context, command: str, *names: str) -> None:
+    """Raises InputError if the command line gives an option but these."""
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name not in names and source is click.core.ParameterSource.COMMANDLINE:
+            raise InputError(f"{command} takes no {option.opts[0]}: leave it out.")
 
 
 def _check_folders(*files: Path | None) -> None:
@@ -403,10 +427,7 @@ def _show_comparison(found: Comparison, html: Path | None) -> None:
 
 
 def _show_complexity(context: typer.Context) -> None:
-    for option in context.command.params:
-        source = context.get_parameter_source(option.name or "")
-        if option.name != "table" and source is click.core.ParameterSource.COMMANDLINE:
-            raise InputError(f"bench complexity takes no {option.opts[0]}: leave it out.")
+    _only(context, "bench complexity", "table")
     from nasopt.analysis.complexity import TOLERANCE, Bound, Slope
     from nasopt.strategies import complexity
 

@@ -23,6 +23,7 @@ from nasopt.analysis.hypervolume import bounds, curve, hypervolume, reference_po
 from nasopt.errors import InputError, unknown
 from nasopt.machine import machine, versions
 from nasopt.nets.train import bf16_pays
+from nasopt.pipeline import certify
 from nasopt.pipeline import phases as phase
 from nasopt.pipeline.final import DESIGNED_SHARE, LARGEST_SHARE
 from nasopt.pipeline.folder import Folder
@@ -196,7 +197,7 @@ def _existing(path: Path) -> Path:
 def _carry_out(phases: Phases) -> Run:
     folder, name = phases.folder, phases.setup.config.strategy
     if name in GRADIENT:
-        phases.steps()
+        phases.plan()
     with phases.ledger.timed("supernet"):
         phases.supernet()
     with phases.ledger.timed("trust"):
@@ -235,6 +236,7 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
     allowed = [r for r in trained if _violation(setup, r) == 0]
     on_front = nondominated(np.array([[r["metrics"][n] for n in names] for r in allowed]).reshape(-1, len(names)))
     front = sorted((r for r, good in zip(allowed, on_front, strict=True) if good), key=lambda r: r["metrics"]["test_error"])
+    relaxed = certify.report(phases.storage, config.strategy)
     parts = {part: len(getattr(setup.split, part)) for part in ("train", "val", "test")}
     return {
         "title": f"nasopt: {setup.dataset.name}",
@@ -252,6 +254,7 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
         "designed": designed,
         "search": search | {"front_hypervolume": compare(allowed, designed, names),
                             "estimator": "stand-alone" if trust["fallback"] else "one-shot"},
+        **({} if relaxed is None else {"relaxed": relaxed}),
         "trust": {k: v for k, v in trust.items() if k != "sentence" or "value" not in trust},
         "provenance": {"versions": versions(), "machine": machine(),
                        "started": phases.ledger.recall("started"),

@@ -24,6 +24,8 @@ Regime = Literal["strongly convex", "locally contractive", "stationarity only"]
 
 MIN_STEPS = 10
 """Points of a trajectory below which its tail shows nothing."""
+MOVES = {"step": "the steps", "slice": "the moves from slice to slice"}
+"""What ‖α_{t+1} - α_t‖ is the length of, by the unit of t."""
 EXACT = 1e-8
 """Inner residuals and hypergradient errors up to which they count as zero."""
 
@@ -147,7 +149,7 @@ class Recording:
         squared: ‖g_t‖², (T,).
         shallow, deep: hypergradients at S of the points, (S, n) each: truncated as in the run, and much later.
         residuals: ‖∇_w L_train‖ after the inner loop, any length.
-        extremes: of ∇²F at the last point, in mean-zero coordinates if α are logits.
+        extremes: of ∇²F at the last point, in mean-zero coordinates if α are logits; None where F has no second derivative.
     """
 
     alphas: Floats
@@ -155,7 +157,7 @@ class Recording:
     shallow: Floats
     deep: Floats
     residuals: Floats
-    extremes: Extremes
+    extremes: Extremes | None
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ class Certificate:
 
     Attributes:
         seeds, steps: how many recordings, and the points of the shortest.
+        unit: what lies between two points.
         regime: the strongest setting whose conditions are met.
         constants, conditions: what the statements use and need.
         mean_squared_gradient: of the hypergradients used, over all steps and seeds.
@@ -177,6 +180,7 @@ class Certificate:
 
     seeds: int
     steps: int
+    unit: Literal["step", "slice"]
     regime: Regime
     constants: tuple[Constant, ...]
     conditions: tuple[Condition, ...]
@@ -195,18 +199,18 @@ class Certificate:
     def text(self) -> str:
         """Several lines to print."""
         return "\n".join([
-            f"regime: {self.regime} ({self.seeds} {'seed' if self.seeds == 1 else 'seeds'}, {self.steps} steps)",
+            f"regime: {self.regime} ({self.seeds} {'seed' if self.seeds == 1 else 'seeds'}, {self.steps} {self.unit}s)",
             *(f"  {c.name} = {c.value:.4g} ({c.source}: {c.how})" for c in self.constants),
             *(f"  {'met' if c.met else 'NOT MET'}: {c.text}" for c in self.conditions),
             *(f"- {sentence}" for sentence in self.findings)])
 
 
-def certificate(recordings: Sequence[Recording], rate: float, known: tuple[float, float] | None = None) -> Certificate:
-    """What may be said about a run that took gradient steps of one size.
+def certificate(recordings: Sequence[Recording], rate: float | None, known: tuple[float, float] | None = None) -> Certificate:
+    """What may be said about a run that took gradient steps of one size, or about one that did not.
 
     Args:
         recordings: one a seed.
-        rate: η.
+        rate: η; None: the steps were others, such as Adam's, and what lies between two points is a slice of many.
         known: μ_F and L_F, proven for all α (as for quadratic losses); None: they are estimated from the recorded eigenvalues at
             the last points, and hold there at most.
 
@@ -215,56 +219,69 @@ def certificate(recordings: Sequence[Recording], rate: float, known: tuple[float
             not above 0.
     """
     _check(recordings, rate, known)
+    unit: Literal["step", "slice"] = "slice" if rate is None else "step"
     bias = np.concatenate([np.linalg.norm(r.shallow - r.deep, axis=1) for r in recordings])
     residual = max(float(np.max(r.residuals)) for r in recordings)
-    low, high = known or (min(r.extremes.low - r.extremes.low_residual for r in recordings),
-                          max(r.extremes.high + r.extremes.high_residual for r in recordings))
-    top = max(abs(low), high)
+    ends = known or _outermost([r.extremes for r in recordings])
+    top = None if ends is None else max(abs(ends[0]), ends[1])
+    scale = math.inf if rate is None or top is None else rate * top
     slopes = tuple(tail_slope(r.alphas) for r in recordings)
     interval = _t_interval([s for s in slopes if s is not None])
     plain = Condition("the updates are gradient steps of size η: ‖α_{t+1} - α_t‖ = η‖g_t‖",
-                      all(_plain(r, rate) for r in recordings))
-    convex = Condition("μ_F > 0", low > 0)
-    contracting = Condition("η < 2/L_F", rate * top < 2)
-    descending = Condition("η ≤ 1/L_F (the bound on mean ‖∇F‖² needs it for all α)", rate * top <= 1 + 1e-12)
+                      rate is not None and all(_plain(r, rate) for r in recordings))
+    convex = Condition("μ_F > 0", ends is not None and ends[0] > 0)
+    contracting = Condition("η < 2/L_F", scale < 2)
+    descending = Condition("η ≤ 1/L_F (the bound on mean ‖∇F‖² needs it for all α)", scale <= 1 + 1e-12)
     inner = Condition(f"the inner problem is solved exactly: every residual ≤ {EXACT:g}", residual <= EXACT)
     unbiased = Condition(f"the hypergradient is unbiased: every estimate of ‖b‖ ≤ {EXACT:g}", bool(bias.max() <= EXACT))
-    shrinking = Condition("the steps shrink on the tail: the interval of the slopes lies below 0",
+    shrinking = Condition(f"{MOVES[unit]} shrink on the tail: the interval of the slopes lies below 0",
                           interval is not None and interval[1] < 0)
     contraction = None
-    if known and all(c.met for c in (plain, contracting, inner, unbiased)):
-        contraction = max(abs(1 - rate * low), abs(1 - rate * high))
+    if known and rate is not None and all(c.met for c in (plain, contracting, inner, unbiased)):
+        contraction = max(abs(1 - rate * known[0]), abs(1 - rate * known[1]))
     local = all(c.met for c in (plain, convex, contracting, shrinking))
     regime: Regime = "strongly convex" if known else "locally contractive" if local else "stationarity only"
     squared = float(np.mean(np.concatenate([r.squared for r in recordings])))
     floor = float(np.mean(bias**2))
     conditions = (plain, convex, contracting, descending, inner, unbiased, shrinking)
-    findings = (*_gradient_findings(squared, floor, residual), _rate_finding(slopes, interval),
+    findings = (*_gradient_findings(squared, floor, residual, plain.met), _rate_finding(slopes, interval, unit),
                 _regime_finding(regime, contraction))
-    return Certificate(len(recordings), min(len(r.alphas) for r in recordings), regime,
-                       _constants(rate, low, top, float(bias.mean()), known is not None), conditions, squared, floor, residual,
-                       contraction, slopes, interval, findings)
+    return Certificate(len(recordings), min(len(r.alphas) for r in recordings), unit, regime,
+                       _constants(rate, ends and ends[0], top, float(bias.mean()), known is not None), conditions, squared, floor,
+                       residual, contraction, slopes, interval, findings)
 
 
-def _constants(rate: float, low: float, top: float, bias: float, known: bool) -> tuple[Constant, ...]:
+def _outermost(found: Sequence[Extremes | None]) -> tuple[float, float] | None:
+    """The worst over seeds, within the residuals; None if one is unknown."""
+    known = [e for e in found if e is not None]
+    if len(known) < len(found):
+        return None
+    return min(e.low - e.low_residual for e in known), max(e.high + e.high_residual for e in known)
+
+
+def _constants(rate: float | None, low: float | None, top: float | None, bias: float, known: bool) -> tuple[Constant, ...]:
     source: Literal["known", "estimated"] = "known" if known else "estimated"
     how = "for all α" if known else "Lanczos at the last points, the worst over seeds and within the residual"
     depths = "mean difference of two truncation depths; lacks the error of the deeper and what the inner residual adds"
-    return (Constant("η", rate, "known", "the step size"), Constant("μ_F", low, source, how), Constant("L_F", top, source, how),
-            Constant("‖b‖", bias, "estimated", depths))
+    steps = () if rate is None else (Constant("η", rate, "known", "the step size"),)
+    ends = () if low is None or top is None else (Constant("μ_F", low, source, how), Constant("L_F", top, source, how))
+    return (*steps, *ends, Constant("‖b‖", bias, "estimated", depths))
 
 
-def _check(recordings: Sequence[Recording], rate: float, known: tuple[float, float] | None) -> None:
+def _check(recordings: Sequence[Recording], rate: float | None, known: tuple[float, float] | None) -> None:
     if not recordings:
         raise InputError("there is no recording to certify: give one for every seed.")
-    if not (math.isfinite(rate) and rate > 0):
+    if rate is not None and not (math.isfinite(rate) and rate > 0):
         raise InputError(f"the step size is {rate}: give the positive one of the run.")
     if known is not None and not 0 < known[0] <= known[1] < math.inf:
         raise InputError(f"the known constants are {known}: give 0 < μ_F ≤ L_F, or None to estimate them.")
     for k, r in enumerate(recordings):
         arrays = (r.alphas, r.squared, r.shallow, r.deep, r.residuals)
-        ends = (r.extremes.low, r.extremes.high, r.extremes.low_residual, r.extremes.high_residual)
-        if not all(a.size and np.isfinite(a).all() for a in (*arrays, np.array(ends))):
+        e = r.extremes
+        ends = () if e is None else (e.low, e.high, e.low_residual, e.high_residual)
+        if not np.isfinite(ends).all():
+            raise InputError(f"the eigenvalues of recording {k} are not finite: certify a run that did not fail.")
+        if not all(a.size and np.isfinite(a).all() for a in arrays):
             raise InputError(f"recording {k} is empty somewhere or not finite: certify a run that did not fail.")
         t, n = r.alphas.shape
         if r.squared.shape != (t,) or r.shallow.shape != r.deep.shape or r.shallow.shape[1:] != (n,):
@@ -290,20 +307,22 @@ def _t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, fl
     return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
-def _gradient_findings(squared: float, floor: float, residual: float) -> tuple[str, ...]:
+def _gradient_findings(squared: float, floor: float, residual: float, plain: bool) -> tuple[str, ...]:
+    bound = "mean ‖∇F‖² ≤ 2(F_0 - F_inf)/(ηT) + mean ‖b‖²"
     return (f"mean ‖g‖² of the hypergradients used: {squared:.4g}; greatest inner residual: {residual:.4g}.",
-            "For plain steps and η ≤ 1/L_F mean ‖∇F‖² ≤ 2(F_0 - F_inf)/(ηT) + mean ‖b‖²; the last term, estimated, is a floor "
-            f"that more steps do not lower: {floor:.4g}.")
+            f"For plain steps and η ≤ 1/L_F {bound}; the last term, estimated, is a floor that more steps do not lower: "
+            f"{floor:.4g}." if plain else
+            f"These are no plain steps, so that the bound for those, {bound}, is not theirs; mean ‖b‖², estimated: {floor:.4g}.")
 
 
-def _rate_finding(slopes: Sequence[float | None], interval: tuple[float, float] | None) -> str:
+def _rate_finding(slopes: Sequence[float | None], interval: tuple[float, float] | None, unit: str) -> str:
     if interval is None:
         usable = sum(s is not None for s in slopes)
         return f"No interval of the rate: {usable} of {len(slopes)} seeds have a slope, and it takes 2."
-    factors = f"a factor of {math.exp(interval[0]):.4g} to {math.exp(interval[1]):.4g} a step (95 %, over seeds)"
+    factors = f"a factor of {math.exp(interval[0]):.4g} to {math.exp(interval[1]):.4g} a {unit} (95 %, over seeds)"
     if interval[0] <= 0 <= interval[1]:
-        return f"no linear rate observed: the steps change by {factors}."
-    return f"The steps {'shrink' if interval[1] < 0 else 'GROW'} by {factors}; this is observed, not proven."
+        return f"no linear rate observed: {MOVES[unit]} change by {factors}."
+    return f"{MOVES[unit].capitalize()} {'shrink' if interval[1] < 0 else 'GROW'} by {factors}; this is observed, not proven."
 
 
 def _regime_finding(regime: Regime, contraction: float | None) -> str:

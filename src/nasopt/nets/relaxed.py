@@ -19,9 +19,10 @@ from torch.nn import functional
 
 from nasopt.errors import InputError
 from nasopt.nets import relax
-from nasopt.nets.graphs import Pairs, Wiring
+from nasopt.nets.graphs import Pairs, Wiring, pairs_below
 from nasopt.nets.options import MIXED, Choosing, Mix
 from nasopt.nets.plan import plan_of
+from nasopt.space import Arch
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,12 @@ class Group:
     def shape(self) -> tuple[int, int]:
         """(rows, options)."""
         return self.rows, len(self.labels)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the rows: a cell's edges, or the path."""
+        first = self.choices[0]
+        return tuple(f"{i}→{j}" for i, j in first.edges) if isinstance(first, Wiring | Pairs) else (self.path,)
 
 
 def groups(module: nn.Module) -> tuple[Group, ...]:
@@ -200,3 +207,23 @@ def _weakest_skip(group: Group, scores: Tensor, most: int) -> int | None:
 def draw(module: nn.Module, scores: Sequence[Tensor], generator: torch.Generator) -> dict[str, int]:
     """A random architecture: in every row each option with its probability softmax(scores)."""
     return nearest(module, [relax.gumbel(s, 1.0, generator) for s in scores])
+
+
+def log_share(module: nn.Module, scores: Sequence[Tensor], arch: Arch) -> float:
+    """The logarithm of the probability that `draw` gives the options of an architecture; of `Pairs`, those of its edges'
+    operations, whichever edges are compared."""
+    weights = [s.detach().double().log_softmax(1) for s in scores]
+    place, plan, total = {c: k for k, g in enumerate(groups(module)) for c in g.choices}, plan_of(module), 0.0
+    for gene, steered in zip(plan.columns.genes, plan.steered, strict=True):
+        choice, row = steered[0]
+        option = arch.get(gene.path)
+        if option is None or choice not in place:
+            continue
+        if isinstance(choice, Pairs):
+            node, part = divmod(row, 3)
+            if part == 0:
+                sources = pairs_below(choice.inner[node])[option]
+                continue
+            row, option = choice.rows[sources[part - 1], choice.inner[node]], option + 1
+        total += float(weights[place[choice]][row, option])
+    return total

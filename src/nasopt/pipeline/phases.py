@@ -37,6 +37,7 @@ from nasopt.run.executors import Serial
 from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
 from nasopt.strategies.catalogue import GRADIENT, make
+from nasopt.strategies.gradient import Gradient
 from nasopt.strategies.stopping import SmallGain
 from nasopt.trial import Ask, Metrics, Study, Trial
 
@@ -239,6 +240,8 @@ class Phases:
                            watch=self._narrate(watch, title), stop=stop)
         if study.stopped == INTERRUPTED:
             raise KeyboardInterrupt
+        for alarm in strategy.alarms if isinstance(strategy, Gradient) else ():
+            self.display.log(alarm.text())
         self.ledger.store(f"stopped {title}", study.stopped)
         return study
 
@@ -248,12 +251,12 @@ class Phases:
             return make(name, self.setup.problem, self.setup.config.seed, initial)
         net = relaxed.network(self.setup, name, None if "error" in self.supernet() else self.shared)
         stride = self.ledger.remember("stride", lambda: {"slices": relaxed.stride(self.seconds(title), self._evaluation())})
-        return relaxed.strategy(self.setup, name, net, self.steps(), stride["slices"], self.storage)
+        return relaxed.strategy(self.setup, name, net, self.plan(), stride["slices"], self.storage)
 
-    def steps(self) -> int:
-        """How many steps a gradient strategy trains. Asked at the beginning, so that too little time is told then."""
-        return int(self.ledger.remember("steps", lambda: {
-            "steps": relaxed.steps(self.setup, self.setup.config.strategy, self.seconds("search"))})["steps"])
+    def plan(self) -> relaxed.Plan:
+        """How a gradient strategy's time is divided. Asked at the beginning, so that too little time is told then."""
+        return relaxed.Plan(**self.ledger.remember("plan", lambda: asdict(
+            relaxed.plan(self.setup, self.setup.config.strategy, self.seconds("search")))))
 
     def _evaluation(self) -> float:
         """Seconds that the search's estimator takes for a random architecture, about."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -12,12 +13,24 @@ from nasopt.errors import InputError
 from nasopt.nets.differentiable import DifferentiableSearch
 from nasopt.pipeline.setup import PARTIAL, Setup
 from nasopt.strategies.gradient import RECIPES, SLICES, Blobs, Gradient
+from nasopt.strategies.watch import watch
 
 SHARE = 0.5
 """Of a search's time, what the training of the relaxed network takes."""
 
+WATCHING = 0.1
+"""Of that, what is for watching it: so little that it is always watched, if only once in 20 slices as closely as can be."""
+
 TRIED = 3
 """Steps that are timed, after one that is not."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps of the training, and after how many slices the search is watched closely."""
+
+    steps: int
+    watch: int
 
 
 def network(setup: Setup, name: str, shared: nn.Module | None) -> nn.Module:
@@ -29,11 +42,11 @@ def network(setup: Setup, name: str, shared: nn.Module | None) -> nn.Module:
     return copy.deepcopy(setup.net if shared is None else shared)
 
 
-def steps(setup: Setup, name: str, seconds: float) -> int:
-    """How many steps fit into their share of so many seconds.
+def plan(setup: Setup, name: str, seconds: float) -> Plan:
+    """How many steps of a method fit into its share of so many seconds, and after how many slices it is watched closely.
 
     Raises:
-        InputError: less than one for every slice.
+        InputError: less than one step for every slice.
     """
     tried = _search(setup, name, network(setup, name, None), 1 + TRIED)
     tried.run(1)
@@ -44,13 +57,23 @@ def steps(setup: Setup, name: str, seconds: float) -> int:
         needed = setup.config.seconds * SLICES * step / share
         raise InputError(f"{share:.1f} s to train the network that {name!r} relaxes are {share / step:.0f} steps, where {SLICES} "
                          f"are needed at least: give a budget of {needed:.0f} s or more, or choose another strategy.")
-    return int(share / step)
+    began = time.perf_counter()
+    watch(tried, setup.config.seed, 0, True)
+    look = time.perf_counter() - began
+    return Plan(max(SLICES, int((share - max(WATCHING * share, look)) / step)), every(look, WATCHING * share))
 
 
-def strategy(setup: Setup, name: str, net: nn.Module, steps: int, stride: int, blobs: Blobs) -> Gradient:
-    """The strategy; its weights are kept in ``blobs``."""
-    return Gradient(setup.problem, setup.config.seed, _search(setup, name, net, steps), name, RECIPES[name].flat, stride=stride,
-                    blobs=blobs)
+def every(look: float, seconds: float) -> int:
+    """The least divisor of `SLICES` at which so many looks fit into the time; `SLICES`, one look, if none does."""
+    divisors = [k for k in range(1, SLICES + 1) if SLICES % k == 0]
+    return next((k for k in divisors if SLICES // k * look <= seconds), SLICES)
+
+
+def strategy(setup: Setup, name: str, net: nn.Module, plan: Plan, stride: int, blobs: Blobs) -> Gradient:
+    """The strategy, watched and guarded; its weights are kept in ``blobs``."""
+    search = _search(setup, name, net, plan.steps)
+    return Gradient(setup.problem, setup.config.seed, search, name, RECIPES[name].flat, blobs=blobs, stride=stride,
+                    watch=plan.watch, guard=True)
 
 
 def stride(seconds: float, evaluation: float) -> int:

@@ -265,3 +265,72 @@ def _pair_option(q: Quantity, pairs: Sequence[Pair]) -> Option:
                             "hovertext": [_pair_texts(q, pairs), []]},
                   {"xaxis.title.text": escape(f"predicted {q.title}"), "xaxis.autorange": True,
                    "yaxis.title.text": escape(f"measured {q.title}"), "yaxis.autorange": True})
+
+
+# ------------------------------------------------------------------------------------------------------ gradient search
+WATCHED = {"entropy": ("entropy of softmax(α), share of the largest", ("entropy",)),
+           "gradient": ("norm of the hypergradient", ("gradient",)),
+           "eigenvalues": ("extreme eigenvalues of the Hessian in α", ("high", "low")),
+           "bias": ("‖b‖, estimated from two truncation depths", ("bias",)),
+           "residual": ("inner residual", ("residual",)),
+           "skips": ("share of the rows in which the skip connection leads", ("skips",)),
+           "ranks": ("rank correlation with measured accuracy", ("ranks",)),
+           "loss": ("mean training loss", ("loss",))}
+"""What is drawn over the slices of a gradient search: the axis, and one or two columns of its record."""
+
+
+def alphas(results: Results) -> Panel | None:
+    """softmax(α) after every slice as a heat map, one group of choices at a time; None without one."""
+    data = record.part(results, "relaxed")
+    pairs = zip(record.items(data, "groups"), record.items(data, "shares"), strict=False)
+    maps = [(str(group.get("path", "")), *found) for group, slices in pairs
+            if isinstance(group, Mapping) and (found := _heat(group, slices)) is not None]
+    if not maps:
+        return None
+    _, labels, shares = maps[0]
+    trace = go.Heatmap(z=shares, y=labels, x=_slices(shares), zmin=0, zmax=1, xgap=1, ygap=1, hoverongaps=False,
+                       colorscale=[[0, "rgba(59,125,216,0)"], [1, BLUE]], colorbar={"title": {"text": "share"}},
+                       hovertemplate="%{y}, slice %{x}: %{z:.3f}<extra></extra>")
+    options = [Option(n, {"z": [z], "y": [y], "x": [_slices(z)]}, {"height": _tall(y), "yaxis.autorange": "reversed"})
+               for n, y, z in maps]
+    figure = go.Figure([trace], layout("slice", "", height=_tall(labels))).update_layout(yaxis_autorange="reversed")
+    return Panel("alphas", "Shares that the mixture gives to its options, slice by slice", figure, [Menu("choice", options)])
+
+
+def _heat(group: Mapping[str, Any], slices: object) -> tuple[list[str], list[list[float | None]]] | None:
+    """The labels and the shares (rows times options, slices) of one group; None where they do not fit together."""
+    names = [f"{escape(str(row))}: {escape(str(label))}" if len(record.items(group, "rows")) > 1 else escape(str(label))
+             for row in record.items(group, "rows") for label in record.items(group, "labels")]
+    parts = slices if isinstance(slices, list) else []
+    if not all(isinstance(p, list) and all(isinstance(row, list) for row in p) for p in parts):
+        return None
+    flat = [[record.number(share) for row in part for share in row] for part in parts]
+    if not names or not flat or any(len(column) != len(names) for column in flat):
+        return None
+    return names, [list(row) for row in zip(*flat, strict=True)]
+
+
+def _slices(shares: Sequence[Sequence[object]]) -> list[int]:
+    return list(range(1, len(shares[0]) + 1))
+
+
+def _tall(labels: Sequence[str]) -> int:
+    """Pixels of a heat map of so many lines."""
+    return 140 + 20 * len(labels)
+
+
+def watched(results: Results) -> Panel | None:
+    """What was watched over the slices, one quantity at a time; None without any."""
+    slices = [s for s in record.items(record.part(results, "relaxed"), "slices") if isinstance(s, Mapping)]
+    courses = {title: [[record.number(s.get(key)) for s in slices] for key in keys] for title, keys in WATCHED.values()}
+    courses = {title: lines for title, lines in courses.items() if any(v is not None for line in lines for v in line)}
+    if not courses:
+        return None
+    options = [Option(title, {"y": [*lines, []][:2], "x": [list(range(1, len(slices) + 1))] * 2,
+                              "visible": [True, len(lines) > 1]},
+                      {"yaxis.title.text": title, "yaxis.autorange": True}) for title, lines in courses.items()]
+    traces = [go.Scatter(x=x, y=y, name=name, mode="lines+markers", connectgaps=True, line={"color": color}, visible=shown)
+              for x, y, name, color, shown in zip(options[0].traces["x"], options[0].traces["y"], ("largest", "least"),
+                                                  (BLUE, ORANGE), options[0].traces["visible"], strict=True)]
+    figure = go.Figure(traces, layout("slice", next(iter(courses)), height=360)).update_layout(showlegend=False)
+    return Panel("watched", "What was watched of the gradient search", figure, [Menu("quantity", options)])

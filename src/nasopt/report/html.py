@@ -29,12 +29,12 @@ def render(results: Results) -> str:
         results: the job's record (results.json). Every part may be missing: then nothing is said about it.
     """
     panels = [p for p in (figures.front(results), figures.hypervolume(results), figures.predicted(results),
-                          figures.trust(results)) if p is not None]
+                          figures.trust(results), figures.alphas(results), figures.watched(results)) if p is not None]
     return page(
         "report.html.j2", panels,
         title=str(results.get("title") or "Architecture search"), search=_search(results), claims=_claims(results),
-        table=_table(record.networks(results)), drawings=_drawings(results), obtained=_obtained(results),
-        interval_note=str(results.get("interval_note") or ""), open_drawings=OPEN_DRAWINGS)
+        relaxed=_relaxed(results), table=_table(record.networks(results)), drawings=_drawings(results),
+        obtained=_obtained(results), interval_note=str(results.get("interval_note") or ""), open_drawings=OPEN_DRAWINGS)
 
 
 def page(template: str, panels: Sequence[figures.Panel], **parts: Any) -> str:
@@ -101,6 +101,13 @@ def _search(results: Results) -> dict[str, Any]:
             "reference": [f"{v:g}" for v in reference], "stopped": str(search.get("stopped") or ""),
             "estimator": str(search.get("estimator") or ""), "trials": len(trials),
             "errors": _counted([str(t["error"]) for t in trials if t.get("error")])}
+
+
+def _relaxed(results: Results) -> dict[str, Any]:
+    """What is said of a gradient search: its name, sentences, and the lines of its certificate."""
+    data = record.part(results, "relaxed")
+    return {"strategy": str(data.get("strategy") or ""), "alarm": bool(record.items(data, "alarms")),
+            **{name: [str(s) for s in record.items(data, name)] for name in ("sentences", "certificate")}}
 
 
 def _counted(errors: Sequence[str]) -> list[tuple[str, int]]:

@@ -12,11 +12,8 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load, save
-from torch import Tensor
 
-from nasopt.analysis.convergence import Extremes, extremes, mean_zero
 from nasopt.errors import InputError
 from nasopt.nets import relax, relaxed
 from nasopt.nets.choices import space_of
@@ -25,9 +22,18 @@ from nasopt.nets.hypergradient import FiniteDifference, Neumann
 from nasopt.seed import integer, rng
 from nasopt.space import Arch, Rows
 from nasopt.strategies.random import Unseen
+from nasopt.strategies.watch import (
+    Alarm,
+    History,
+    Outline,
+    Slice,
+    agreement,
+    curvature,
+    evenness,
+    skip_share,
+    watch,
+)
 from nasopt.trial import Ask, Problem, Trial
-
-Floats = NDArray[np.float64]
 
 SLICES = 20
 """Parts of a search; after each of them an architecture is asked for."""
@@ -60,9 +66,6 @@ class Recipe:
 
 PUBLISHED = 19_500
 """Steps of DARTS's search on CIFAR-10, for which the recipes' learning rates of α are: 50 epochs of 25,000 images by 64."""
-
-WINDOW = 5
-"""Slices over which R-DARTS compares eigenvalues."""
 
 DARTS = Method()
 
@@ -100,27 +103,6 @@ class Blobs(Protocol):
     def get(self, name: str) -> bytes | None: ...
 
 
-@dataclass(frozen=True)
-class Slice:
-    """How a search stood after a slice.
-
-    Attributes:
-        architecture: what the search had come to (`DifferentiableSearch.architecture`).
-        scores: α of every group, minus infinity where an option is no longer allowed.
-        loss: mean training loss of the slice.
-        skips: share of the rows whose largest α is the skip connection's, of those that have one; NaN if none has.
-        entropy: mean entropy of softmax(α), as a share of the largest possible.
-        curvature: the largest eigenvalue of the validation loss's Hessian in mean-zero coordinates of α; NaN if not computed.
-    """
-
-    architecture: Arch
-    scores: tuple[Tensor, ...]
-    loss: float
-    skips: float
-    entropy: float
-    curvature: float
-
-
 @dataclass(eq=False)
 class Gradient:
     """A differentiable search as a strategy: every ask first trains the next slices and then asks for the architecture of the
@@ -139,9 +121,16 @@ class Gradient:
         blobs: where the weights are kept.
         unseen: what was seen, shared by strategies that search together, so that none asks what another did.
         stride: slices that are trained before every ask.
+        watch: the bilevel problem is watched after every slice, closely after every so manieth
+            (`nasopt.strategies.watch.watch`); 0: never. α does not depend on it.
+        guard: end the search once skip connections lead nearly everywhere, and go back to the last slice in which they did not
+            (`nasopt.strategies.watch.alarms`).
+
+    Attributes:
+        history: the slices so far, after an end by `flat` or ``guard`` once more the one to which the search went back.
 
     Raises:
-        InputError: the network's space is not the problem's, or there are no slices.
+        InputError: the network's space is not the problem's, there are no slices, or ``watch`` is below 0.
     """
 
     problem: Problem
@@ -153,6 +142,8 @@ class Gradient:
     blobs: Blobs | None = None
     unseen: Unseen | None = None
     stride: int = 1
+    watch: int = 0
+    guard: bool = False
     history: list[Slice] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -162,9 +153,12 @@ class Gradient:
         if self.slices < 1 or self.stride < 1:
             raise InputError(f"a gradient strategy needs at least 1 slice, and 1 before every ask, got {self.slices} and "
                              f"{self.stride}.")
+        if self.watch < 0:
+            raise InputError(f"a gradient strategy is watched every {self.watch} slices: give 1 or more, or 0 for never.")
         self._seen = self.unseen or Unseen(self.problem)
         self._kept = self._recall()
-        self._over = False
+        self._back: int | None = None
+        self._measured: list[tuple[Arch, float]] = []
 
     def ask(self, n: int, first: int) -> list[Ask]:
         """Up to ``n``; fewer, in the end none, when the space is exhausted."""
@@ -180,12 +174,27 @@ class Gradient:
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Remembers what was evaluated at full fidelity, so that it is not asked again."""
-        self._seen.add_archs([t.ask.arch for t in trials if t.ask.fidelity >= 1])
+        full = [t for t in trials if t.ask.fidelity >= 1]
+        self._seen.add_archs([t.ask.arch for t in full])
+        self._measured += [(t.ask.arch, t.metrics["error"]) for t in full
+                           if t.error is None and np.isfinite(t.metrics.get("error", np.nan))]
 
     @property
     def architecture(self) -> Arch:
-        """What the search has come to in the last slice, or in the one to which `flat` sent it back."""
+        """What the search has come to in the last slice, or in the one to which it went back."""
         return self.history[-1].architecture
+
+    @property
+    def record(self) -> History:
+        """What is kept for readers."""
+        trained = self.history if self._back is None else self.history[:-1]
+        groups = tuple(Outline(g.path, g.names, g.labels, g.skip) for g in self.search.groups)
+        return History(groups, self.flat, self.guard, tuple(trained))
+
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """See `nasopt.strategies.watch.alarms`."""
+        return self.record.alarms
 
     def finish(self) -> Arch:
         """Trains all slices that are left; `architecture`."""
@@ -195,7 +204,7 @@ class Gradient:
     def _train_on(self, slices: int) -> None:
         """Trains so many slices, at most those that are left."""
         for _ in range(slices):
-            if not self._over and len(self.history) < self.slices:
+            if self._back is None and len(self.history) < self.slices:
                 self._advance()
 
     def _candidate(self, number: int) -> Rows:
@@ -217,9 +226,9 @@ class Gradient:
         else:
             self.history.append(self._train())
             self._keep()
-        self._over = self._too_sharp()
-        if self._over:
-            self.history.append(self.history[-1 - WINDOW])
+        self._back = next((a.back for a in self.alarms if a.back is not None), None)
+        if self._back is not None:
+            self.history.append(self.history[self._back - 1])
 
     def _train(self) -> Slice:
         search, number = self.search, len(self.history) + 1
@@ -229,71 +238,35 @@ class Gradient:
             for _ in search.settle(max(1, search.steps // (10 * sum(g.rows for g in search.groups)))):
                 pass
         scores = tuple(a.detach().masked_fill(~k, -torch.inf) for a, k in zip(search.alphas, search.allowed, strict=True))
-        top = np.nan if self.flat is None else curvature(search, 128, rng(self.seed, number, "curvature")).high
+        seen = watch(search, self.seed, number, number % self.watch == 0) if self.watch else None
+        ends = None if seen is None else seen.extremes
+        if self.flat is not None:
+            ends = curvature(search, 128, rng(self.seed, number, "curvature"))
         loss = float(np.mean(losses)) if losses else np.nan
-        return Slice(search.architecture(), scores, loss, skip_share(search, scores), evenness(scores), top)
-
-    def _too_sharp(self) -> bool:
-        """R-DARTS's criterion."""
-        tops = [s.curvature for s in self.history]
-        if self.flat is None or len(tops) < 2 * WINDOW:
-            return False
-        before, now = (float(np.mean(part)) for part in (tops[-2 * WINDOW:-WINDOW], tops[-WINDOW:]))
-        return now > 0 and before / now < self.flat
+        return Slice(search.architecture(), scores, loss, skip_share(search, scores), evenness(scores),
+                     np.nan if ends is None else ends.high, agreement(search, scores, self._measured), len(self._measured), seen)
 
     # ---------------------------------------------------------------------------------------------------- keeping weights
     def _keep(self) -> None:
         if self.blobs is None:
             return
         found = {f"search {k}": v.contiguous() for k, v in self.search.state().items()}
-        for number, done in enumerate(self.history):
-            found.update({f"slice {number} {k}": s for k, s in enumerate(done.scores)})
-            found[f"slice {number} row"] = torch.from_numpy(self._seen.layout.rows([done.architecture]))
-            found[f"slice {number} notes"] = torch.tensor([done.loss, done.skips, done.entropy, done.curvature],
-                                                          dtype=torch.float64)
-        self.blobs.put(f"{self.name}.weights", save(found))
+        text = torch.frombuffer(bytearray(self.record.to_text().encode()), dtype=torch.uint8)
+        self.blobs.put(f"{self.name}.weights", save({**found, HISTORY: text}))
 
-    def _recall(self) -> list[Slice]:
+    def _recall(self) -> tuple[Slice, ...]:
         """The slices that were kept; the search goes on after the last of them."""
         blob = None if self.blobs is None else self.blobs.get(f"{self.name}.weights")
         if blob is None:
-            return []
-        found, slices = load(blob), list[Slice]()
-        self.search.load({k.removeprefix("search "): v for k, v in found.items() if k.startswith("search ")})
-        while f"slice {len(slices)} notes" in found:
-            scores = tuple(found[f"slice {len(slices)} {k}"] for k in range(len(self.search.groups)))
-            arch = self._seen.layout.archs(found[f"slice {len(slices)} row"].numpy())[0]
-            slices.append(Slice(arch, scores, *found[f"slice {len(slices)} notes"].tolist()))
-        return slices
+            return ()
+        self.search.load({k.removeprefix("search "): v for k, v in load(blob).items() if k.startswith("search ")})
+        return history_of(blob).slices
 
 
-# ------------------------------------------------------------------------------------------------------------ what is watched
-def skip_share(search: DifferentiableSearch, scores: Sequence[Tensor]) -> float:
-    """Share of the rows whose best option is the skip connection; NaN if no group has one."""
-    picked = [(s.argmax(1) == g.skip).double() for s, g in zip(scores, search.groups, strict=True) if g.skip is not None]
-    return float(torch.cat(picked).mean()) if picked else float("nan")
+HISTORY = "history"
+"""The name of the `History` among the kept tensors: its text in bytes, so that it is kept at once with the weights."""
 
 
-def evenness(scores: Sequence[Tensor]) -> float:
-    """Mean entropy of softmax(scores) as a share of the logarithm of the number of options; 0 where there is one."""
-    shares = []
-    for s in scores:
-        p = s.softmax(1)
-        shares.append(torch.special.entr(p).sum(1) / max(np.log(s.shape[1]), 1e-12))
-    return float(torch.cat(shares).mean())
-
-
-def curvature(search: DifferentiableSearch, images: int, generator: np.random.Generator, products: int = 10) -> Extremes:
-    """Extreme eigenvalues of ∇²_α of the loss of so many validation images, in mean-zero coordinates, by Lanczos."""
-    alphas = [a.detach().requires_grad_() for a in search.alphas]
-    index = slice(0, min(images, len(search.validation)))
-    batch = search.validation.normalised(index), search.validation.y[index]
-    gradient = torch.autograd.grad(search.loss(batch, [*alphas, *(b.detach() for b in search.betas)]), alphas, create_graph=True)
-    flat = torch.cat([g.flatten() for g in gradient])
-
-    def product(x: Floats) -> Floats:
-        slopes = torch.autograd.grad(flat @ torch.as_tensor(x, dtype=flat.dtype), alphas, retain_graph=True)
-        return np.asarray(torch.cat([s.flatten() for s in slopes]).double())
-
-    options = [a.shape[1] for a in alphas for _ in range(len(a))]
-    return extremes(product, mean_zero(options), generator, products, 1e-3)
+def history_of(blob: bytes) -> History:
+    """What `Gradient` kept beside the weights."""
+    return History.from_text(load(blob)[HISTORY].numpy().tobytes().decode())
