@@ -179,8 +179,8 @@ def additive(space: Space, cost: Callable[[Arch], float], name: str, device: str
 
 
 def middle(space: Space) -> Rows:
-    """The middle option of every choice, but the skip connection of every edge that has one, (columns,). Of the five uniform cells
-    of NAS-Bench-201 the one of skips predicts the latencies of all others on a Raspberry Pi best."""
+    """The middle option of every choice, but the skip connection of every edge that has one, (columns,). Of the five uniform
+    cells of NAS-Bench-201 the one of skips predicts the latencies of all others on a Raspberry Pi best."""
     lay = spaces.layout(space)
     row = lay.options // 2
     for cell, columns in lay.cells:
