@@ -1,5 +1,5 @@
-"""Costs in a differentiable search: expectations against enumeration, peaks, gradients against differences, how loss and costs are
-combined."""
+"""Costs in a differentiable search: expectations against enumeration, peaks, gradients against differences, how loss and costs
+are combined."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_shares_weigh_gradients_and_none_is_the_shortest_common_direction(edges:
     each = []
     for k in range(2):
         probe = search(method, 2, (0.0, 0.0))
-        slopes = probe.cost_slopes()[k]
+        slopes = probe.cost_slopes(probe.costs)[k]
         each.append(torch.cat([flat(slopes), loss.new_zeros(len(loss) - len(flat(slopes)))]))
         alphas = [a.detach().requires_grad_() for a in probe.alphas]
         by_hand = torch.autograd.grad(probe.costs[k]([a.softmax(1) for a in alphas]), alphas)
@@ -184,7 +184,7 @@ def test_a_cost_that_weighs_much_is_brought_to_its_least(relaxation: Callable[..
 def test_a_removed_option_costs_nothing() -> None:
     pruned = search(replace(METHOD, prune=((0.0, 2),)), 1, (1.0,))
     pruned.run(2)
-    slopes = pruned.cost_slopes()[0]
+    slopes = pruned.cost_slopes(pruned.costs)[0]
     assert all(bool((s[~k] == 0).all()) and bool(s.isfinite().all()) for s, k in zip(slopes, pruned.allowed, strict=True))
     assert any(not bool(k.all()) for k in pruned.allowed)
 

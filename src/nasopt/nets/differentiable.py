@@ -166,7 +166,7 @@ class DifferentiableSearch:
             train = next(inner)
             if self.progress >= self.method.still:
                 self._step_alphas(train, next(outer))
-            losses.append(self._step_weights(train))
+            losses.append(self.step_weights(train))
             self.done += 1
         return losses
 
@@ -192,10 +192,10 @@ class DifferentiableSearch:
         names, w = zip(*self.net.named_parameters(), strict=True)
         return self.method.hypergradient(self._loss(val, names), self._loss(train, names), w, [*self.alphas, *self.betas])
 
-    def cost_slopes(self) -> list[list[Tensor]]:
-        """The gradients of every cost: of every α."""
+    def cost_slopes(self, costs: Sequence[Cost]) -> list[list[Tensor]]:
+        """The gradient of every cost: of every α."""
         found = []
-        for cost in self.costs:
+        for cost in costs:
             alphas = [a.detach().requires_grad_() for a in self.alphas]
             value = cost([a.masked_fill(~k, -torch.inf).softmax(1) for a, k in zip(alphas, self.allowed, strict=True)])
             found.append(list(torch.autograd.grad(value, alphas, materialize_grads=True)))
@@ -203,7 +203,7 @@ class DifferentiableSearch:
 
     def _add_costs(self, gradient: list[Tensor]) -> None:
         """From the gradient of the validation loss to that of loss and costs, in place."""
-        slopes = self.cost_slopes()
+        slopes = self.cost_slopes(self.costs)
         if self.shares is not None:
             for share, slope in zip(self.shares, slopes, strict=True):
                 for total, extra in zip(gradient, slope, strict=False):
@@ -225,7 +225,12 @@ class DifferentiableSearch:
                                                        for alpha, allowed in zip(alphas, self.allowed, strict=True)]).sum()
         return total
 
-    def _step_weights(self, train: Batch) -> float:
+    def step_weights(self, train: Batch) -> float:
+        """One step of the network's weights; the loss before it.
+
+        Raises:
+            FloatingPointError: the loss or its gradient is not finite.
+        """
         for opt in self._weights:
             opt.zero_grad(set_to_none=True)
         set_rates(self._weights, self.method.rates(self.progress))
@@ -339,7 +344,7 @@ class DifferentiableSearch:
     def _tune(self, steps: int) -> None:
         inner = batches(self.training, self.method.recipe.batch_for(self.training), self.augment, self.seed, 2 * self.done)
         for _ in range(steps):
-            self._step_weights(next(inner))
+            self.step_weights(next(inner))
             self.done += 1
 
     # -------------------------------------------------------------------------------------------------------------- state
