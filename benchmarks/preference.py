@@ -1,13 +1,13 @@
-"""Shows: one preference-conditioned search (nasopt.nets.preference) against NSGA-II on a supernet at equal CPU time, both with the
-latency of a Raspberry Pi 4 known of 25 networks only, as an additive table; judged by the table of NAS-Bench-201.
+"""Shows: one preference-conditioned search (nasopt.nets.preference) against NSGA-II on a supernet at equal CPU time, both with
+the latency of a Raspberry Pi 4 known of 25 networks only, as an additive table; judged by the table of NAS-Bench-201.
 
     python benchmarks/preference.py --data CIFAR-10 [--tables FOLDER] [--seeds 0 1 2] [--steps 3000] [--images 8000] [--size 16]
                                     [--channels 8] [--cells 1] [--quick]
 
 The networks are small ones (channels, cells a stage, images averaged down to size x size), the objectives those of the published
-ones: error after 200 epochs on CIFAR-10's test images, which no search sees, and measured latency. NSGA-II trains its supernet for
-half of the CPU time that the preference-conditioned search took, and evaluates inherited weights for the other half. One thread.
---quick: a minute, to see that it runs; the record is then called preference-quick.
+ones: error after 200 epochs on CIFAR-10's test images, which no search sees, and measured latency. NSGA-II trains its supernet
+for half of the CPU time that the preference-conditioned search took, and evaluates inherited weights for the other half. One
+thread. --quick: a minute, to see that it runs; the record is then called preference-quick.
 """
 
 from __future__ import annotations
@@ -153,8 +153,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "text": f"{given.channels} channels, {given.cells} cells a stage, {given.images} images of {given.size}x{given.size}, "
                 f"{given.steps} steps. Latency of a Raspberry Pi 4 as an additive table of {measured} measured networks, "
                 f"Spearman {fit.spearman:.3f} with the {fit.n} others compared, mean relative error {100 * fit.mean:.1f} %. "
-                "Hypervolume of published test error and measured latency, as a share of the true front's, in the "
-                f"frame of its part up to {WORST:g} % error with a margin of 0.1. NSGA-II: half of the CPU time trains its supernet, half evaluates.",
+                "Hypervolume of published test error and measured latency, as a share of the true front's, in the frame of its "
+                f"part up to {WORST:g} % error with a margin of 0.1. NSGA-II: half of the CPU time trains its supernet, half "
+                "evaluates.",
         "tables": [{"caption": "Fronts", "rows": lines,
                     "columns": ["seed", "search", "architectures", "evaluations", "CPU seconds", "hypervolume", "least error, %",
                                 "least latency, ms"]}],

@@ -92,8 +92,8 @@ def test_a_search_that_is_resumed_equals_one_that_was_not_interrupted() -> None:
 
 def test_bad_input() -> None:
     made = strategy()
+    other = Problem(choices.space_of(nn.Sequential(choices.OneOf({"a": nn.Tanh(), "b": nn.ReLU()}))), made.problem.objectives)
     with pytest.raises(InputError, match="must have the problem's space"):
-        other = nn.Sequential(choices.OneOf({"a": nn.Tanh(), "b": nn.ReLU()}))
-        Preference(Problem(choices.space_of(other), made.problem.objectives), 0, made.search)
+        Preference(other, 0, made.search)
     with pytest.raises(InputError, match="at least 1 slice, got 0"):
         strategy(slices=0)
