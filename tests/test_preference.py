@@ -121,7 +121,7 @@ def test_where_a_weighted_sum_misses_the_front_draws_find_it(seed: int) -> None:
     found = response(hyper, toy)
     true, weighed = enumerated(toy), np.stack([1 - GRID, GRID], axis=1)
     assert share_of_front(true[(weighed @ true.T).argmin(1)], toy) < 0.95  # what the best of every preference can reach
-    assert regret(found, toy) < 0.02
+    assert regret(found, toy) < 0.03
     with torch.no_grad():
         drawn = [picked(toy, [relax.gumbel(a, 1.0, generator) for a in hyper(torch.tensor([1 - c, c]))])
                  for c in GRID for _ in range(10)]
