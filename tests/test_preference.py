@@ -274,12 +274,12 @@ def test_a_search_that_is_resumed_equals_one_that_was_not_interrupted(several: b
     def two(net: nn.Module) -> list[Device]:
         return [Device([price(net)], torch.tensor([1.0])), Device([price(net)], torch.tensor([0.0]))]
 
-    whole, first, again = (search(24, two if several else None) for _ in range(3))
+    whole, first, again = (search(48, two if several else None) for _ in range(3))
     for _ in range(2):
-        whole.run(12)
-    first.run(12)
+        whole.run(15)  # between two measurements of the loss's range
+    first.run(15)
     again.load(first.state())
-    again.run(12)
+    again.run(15)
     a, b = whole.state(), again.state()
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) and whole.spread > 0
     with pytest.raises(InputError, match="belongs to another"):
