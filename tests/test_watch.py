@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from nasopt.analysis.convergence import Extremes, certificate
 from nasopt.errors import InputError
 from nasopt.nets import choices, relaxed
-from nasopt.nets.graphs import pairs_below
 from nasopt.nets.differentiable import DifferentiableSearch, Method
+from nasopt.nets.graphs import pairs_below
 from nasopt.nets.hypergradient import Neumann
 from nasopt.nets.train import Augment, Images, bf16_pays
 from nasopt.seed import integer

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from nasopt import seed as seeds
 from nasopt.errors import InputError, unknown
-from nasopt.nets import relax, relaxed
+from nasopt.nets import mgda, relax, relaxed
 from nasopt.nets.depthwise import Depthwise
 from nasopt.nets.hypergradient import FirstOrder, Hypergradient, Loss, Tensors
 from nasopt.nets.options import Mix
@@ -27,6 +27,8 @@ from nasopt.nets.train import Augment, Images, Recipe, autocast, batches, channe
 from nasopt.space import Arch
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
+Cost: TypeAlias = Callable[[Sequence[Tensor]], Tensor]
+"""The options' probabilities of every group, (rows, options) each -> scalar, from 0 to 1 over the space."""
 
 
 def cosine(t: float) -> float:
@@ -127,6 +129,10 @@ class DifferentiableSearch:
         steps: how many there are in all.
         seed: everything random follows from it.
         augment: of the batches of both parts.
+        costs: functions of the options' probabilities, a tensor softmax(α) of every group, that are to be small as well as the
+            validation loss, such as `nasopt.nets.expected.Cost`.
+        shares: what every cost counts beside the validation loss; None: α follows the direction in which loss and costs fall
+            together (`nasopt.nets.mgda`, of gradients at length 1, so that units and scales do not matter).
 
     Attributes:
         alphas: the architecture parameters of every group of `nasopt.nets.relaxed.groups`, (rows, options).
@@ -137,7 +143,8 @@ class DifferentiableSearch:
         done: steps done, those of `settle` included.
 
     Raises:
-        InputError: an empty validation part, one that shares images with the training part, or fewer than two training images.
+        InputError: an empty validation part, one that shares images with the training part, fewer than two training images, or
+            not one share of at least 0 for every cost.
     """
 
     net: nn.Module
@@ -147,6 +154,8 @@ class DifferentiableSearch:
     steps: int
     seed: int
     augment: Augment
+    costs: Sequence[Cost] = ()
+    shares: Sequence[float] | None = ()
     alphas: list[Tensor] = field(init=False)
     betas: list[Tensor] = field(init=False)
     allowed: list[Tensor] = field(init=False)
@@ -154,6 +163,9 @@ class DifferentiableSearch:
 
     def __post_init__(self) -> None:
         _check_parts(self.training, self.validation)
+        if self.shares is not None and (len(self.shares) != len(self.costs) or not all(0 <= s < math.inf for s in self.shares)):
+            raise InputError(f"{len(self.costs)} costs got the shares {list(self.shares)}: give each one of at least 0, or None "
+                             "for all.")
         self.groups = relaxed.groups(self.net)
         self.uneven = relaxed.uneven(self.net, self.training.normalised(slice(0, 2)))
         generator = self._generator("start")
@@ -182,7 +194,7 @@ class DifferentiableSearch:
             train = next(inner)
             if self.progress >= self.method.still and self.done % self.method.every == 0:
                 self._step_alphas(train, next(outer))
-            losses.append(self._step_weights(train))
+            losses.append(self.step_weights(train))
             self.done += 1
         return losses
 
@@ -192,16 +204,45 @@ class DifferentiableSearch:
         return min(1.0, self.done / self.steps)
 
     def _step_alphas(self, train: Batch, val: Batch) -> None:
-        parameters = [*self.alphas, *self.betas]
-        names, w = zip(*self.net.named_parameters(), strict=True)
-        gradient = self.method.hypergradient(self._loss(val, names), self._loss(train, names), w, parameters)
+        gradient = self.slopes(train, val)
+        if self.costs:
+            self._add_costs(gradient)
         penalty = self.penalty(self.alphas)
         if penalty.requires_grad:
             for total, extra in zip(gradient, torch.autograd.grad(penalty, self.alphas), strict=False):
                 total += extra
-        for p, slope in zip(parameters, gradient, strict=True):
+        for p, slope in zip([*self.alphas, *self.betas], gradient, strict=True):
             p.grad = slope
         self._adam.step()
+
+    def slopes(self, train: Batch, val: Batch) -> list[Tensor]:
+        """The hypergradient of the validation loss: of every α and then of every parameter of the edges."""
+        names, w = zip(*self.net.named_parameters(), strict=True)
+        return self.method.hypergradient(self._loss(val, names), self._loss(train, names), w, [*self.alphas, *self.betas])
+
+    def cost_slopes(self, costs: Sequence[Cost]) -> list[list[Tensor]]:
+        """The gradient of every cost: of every α."""
+        found = []
+        for cost in costs:
+            alphas = [a.detach().requires_grad_() for a in self.alphas]
+            value = cost([a.masked_fill(~k, -torch.inf).softmax(1) for a, k in zip(alphas, self.allowed, strict=True)])
+            found.append(list(torch.autograd.grad(value, alphas, materialize_grads=True)))
+        return found
+
+    def _add_costs(self, gradient: list[Tensor]) -> None:
+        """From the gradient of the validation loss to that of loss and costs, in place."""
+        slopes = self.cost_slopes(self.costs)
+        if self.shares is not None:
+            for share, slope in zip(self.shares, slopes, strict=True):
+                for total, extra in zip(gradient, slope, strict=False):
+                    total += share * extra
+            return
+        still = [torch.zeros_like(b) for b in self.betas]
+        rows = mgda.unit(torch.stack([torch.cat([g.flatten() for g in part])
+                                      for part in (gradient, *([*slope, *still] for slope in slopes))]))
+        together = mgda.min_norm(rows) @ rows
+        for total, part in zip(gradient, together.split([g.numel() for g in gradient]), strict=True):
+            total.copy_(part.view_as(total))
 
     def penalty(self, alphas: Tensors) -> Tensor:
         """The regularisers' sum over the groups, of the options that are left, as it is now."""
@@ -212,7 +253,12 @@ class DifferentiableSearch:
                                                        for alpha, allowed in zip(alphas, self.allowed, strict=True)]).sum()
         return total
 
-    def _step_weights(self, train: Batch) -> float:
+    def step_weights(self, train: Batch) -> float:
+        """One step of the network's weights; the loss before it.
+
+        Raises:
+            FloatingPointError: the loss or its gradient is not finite.
+        """
         for opt in self._weights:
             opt.zero_grad(set_to_none=True)
         set_rates(self._weights, self.method.rates(self.progress))
@@ -331,7 +377,7 @@ class DifferentiableSearch:
     def _tune(self, steps: int) -> None:
         inner = batches(self.training, self.method.recipe.batch_for(self.training), self.augment, self.seed, 2 * self.done)
         for _ in range(steps):
-            self._step_weights(next(inner))
+            self.step_weights(next(inner))
             self.done += 1
 
     # -------------------------------------------------------------------------------------------------------------- state

@@ -1,0 +1,99 @@
+"""The preference-conditioned search as a strategy: the conformance kit, what it asks for, and resuming."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nasopt.cost.lookup import Lookup, here
+from nasopt.errors import InputError
+from nasopt.nets import choices
+from nasopt.nets.expected import Cost
+from nasopt.nets.preference import METHOD, Device, PreferenceSearch
+from nasopt.nets.train import Augment, Images, Recipe
+from nasopt.space import key, layout
+from nasopt.strategies.gradient import Blobs
+from nasopt.strategies.preference import GRID, Preference
+from nasopt.strategies.reference import directions
+from nasopt.testing.strategy import check_strategy
+from nasopt.trial import Ask, Objective, Problem, Trial
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    ops = (choices.OneOf({"tanh": nn.Tanh(), "pool": nn.AvgPool2d(3, 1, 1), "relu": nn.ReLU()}) for _ in range(8))
+    return nn.Sequential(*ops, nn.Flatten(), nn.Linear(36, 2))
+
+
+def strategy(steps: int = 6, slices: int = 3, seed: int = 0, blobs: Blobs | None = None, lr: float = 0.05) -> Preference:
+    net = network()
+    space = choices.space_of(net)
+    problem = Problem(space, (Objective("error"), Objective("latency_ms")))
+    parts = {g.path: (0.0, 1.0 + k, 0.3) for k, g in enumerate(layout(space).genes)}
+    cost = Cost(net, [Lookup("latency_ms", space, 1.0, parts, here())], here())
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(96) % 2
+    data = Images.all(torch.randn(96, 1, 6, 6, generator=generator) + y[:, None, None, None], y, torch.zeros(1), torch.ones(1))
+    method = replace(METHOD, lr=lr, still=0.0, recipe=Recipe(batch=8, kernel_lr=None, lr=0.05, momentum=0.9, smoothing=0.0))
+    search = PreferenceSearch(net, data.part(torch.arange(48)), data.part(torch.arange(48, 96)), [Device([cost])], steps, seed,
+                              Augment(), method)
+    return Preference(problem, seed, search, slices, blobs)
+
+
+class Kept:
+    """Blobs in memory."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[str, bytes] = {}
+
+    def put(self, name: str, blob: bytes) -> None:
+        self.blobs[name] = blob
+
+    def get(self, name: str) -> bytes | None:
+        return self.blobs.get(name)
+
+
+def test_the_conformance_kit() -> None:
+    check_strategy(lambda problem, seed: strategy(2, 2, seed), strategy().problem)
+
+
+def test_after_the_training_it_asks_for_the_front_and_then_for_draws() -> None:
+    found = strategy(steps=40, slices=2)
+    first = found.ask(1, 0)
+    assert found.search.done == 20
+    asks = [*first, *found.ask(25, 1)]
+    assert found.search.done == 40 and len({key(a.arch) for a in asks}) == 26 and all(a.by == "preference" for a in asks)
+    front = {key(a) for a in found.search.front(directions(2, GRID).tolist())}
+    assert {key(a) for a in found.finish()} == front and len(front) >= 2
+    assert front <= {key(a.arch) for a in asks[:3 + len(front)]}
+    told = strategy(steps=40, slices=2)
+    told.tell([Trial(Ask(90, a), {"error": 0.5, "latency_ms": 1.0}, 1.0) for a in found.finish()])
+    assert not front & {key(a.arch) for a in told.ask(20, 0)}
+    likely = strategy(steps=40, slices=1)  # draws follow the probabilities: cheap options of every choice are asked for more
+    options = np.array([list(a.arch.values()) for a in likely.ask(20, 0)])
+    assert (options == 0).mean() > 0.4
+
+
+def test_a_search_that_is_resumed_equals_one_that_was_not_interrupted() -> None:
+    kept, whole = Kept(), strategy(slices=4, steps=8)
+    asked = [whole.ask(1, k)[0] for k in range(7)]
+    first = strategy(slices=4, steps=8, blobs=kept)
+    assert [first.ask(1, k)[0] for k in range(2)] == asked[:2]
+    again = strategy(slices=4, steps=8, blobs=kept)
+    assert again.search.done == 4  # nothing is trained again
+    assert [again.ask(1, k)[0] for k in range(7)] == asked
+    a, b = whole.search.state(), again.search.state()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_bad_input() -> None:
+    made = strategy()
+    other = Problem(choices.space_of(nn.Sequential(choices.OneOf({"a": nn.Tanh(), "b": nn.ReLU()}))), made.problem.objectives)
+    with pytest.raises(InputError, match="must have the problem's space"):
+        Preference(other, 0, made.search)
+    with pytest.raises(InputError, match="at least 1 slice, got 0"):
+        strategy(slices=0)
