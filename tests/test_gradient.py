@@ -228,9 +228,77 @@ def test_a_method_whose_steps_prefer_an_operation_finds_it() -> None:
         assert Gradient(problem_of(net), 0, search_of(net, method, 60), name, slices=2).finish() == {"see": 1}, name
 
 
+# ------------------------------------------------------------------------------------------- what others found draws alpha
+@pytest.mark.parametrize("kind", NETS)
+def test_frequencies_are_those_of_drawn_architectures(kind: str) -> None:
+    """Draws from known probabilities have them as their frequencies; what no architecture chooses has none."""
+    net = NETS[kind]()
+    groups = relaxed.groups(net)
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.randn(g.shape, generator=generator) for g in groups]
+    archs = [relaxed.draw(net, scores, generator) for _ in range(300)]
+    found = relaxed.frequencies(net, archs)
+    for share, score, group in zip(found, scores, groups, strict=True):
+        some = ~share.isnan().any(1)
+        torch.testing.assert_close(share[some].sum(1), torch.ones(int(some.sum())))
+        if kind != "darts":
+            assert some.all() and float((share - score.softmax(1)).abs().max()) < 0.15
+        else:
+            assert bool((share[some][:, group.none] == 0).all())
+    nothing = relaxed.frequencies(net, [])
+    assert all(bool(share.isnan().all()) for share in nothing)
+
+
+def test_alpha_is_drawn_towards_what_the_best_choose() -> None:
+    """With trials whose best all have one operation everywhere, that operation gains; without enough of them, or with a pull
+    of 0, nothing changes, bit for bit."""
+    lay = layout(strategy().problem.space)
+    archs = [dict.fromkeys([gene.path for gene in lay.genes], k % 5) for k in range(16)]
+    trials = [Trial(Ask(100 + k, arch, 1.0), {"error": 0.1 + 0.2 * (k % 5)}, 1.0) for k, arch in enumerate(archs)]
+
+    def scores(pull: float, told: int) -> Tensor:
+        found = strategy(steps=12, slices=2)
+        found.pull = pull
+        found.tell(trials[:told])
+        found.finish()
+        return found.search.alphas[0].detach().softmax(1)
+
+    plain = scores(0.0, 0)
+    assert torch.equal(scores(0.0, 16), plain) and torch.equal(scores(5.0, 7), plain)
+    drawn = scores(5.0, 16)
+    assert bool((drawn[:, 0] > plain[:, 0]).all()) and torch.equal(drawn.argmax(1), torch.zeros(6, dtype=torch.int64))
+    found = strategy()
+    found.pull = 1.0
+    found.tell(trials)
+    guide = found._guide()
+    assert guide is not None and torch.equal(guide[1][0][:, 0], torch.ones(6))
+
+
+def test_the_pull_is_the_slope_of_the_divergence() -> None:
+    """What Adam gets is the gradient without it plus that of KL(frequencies, softmax(alpha))."""
+    found = strategy(steps=2).search
+    wanted = torch.tensor([0.5, 0.5, 0.0, 0.0, 0.0]).expand(6, 5).clone()
+    wanted[2] = torch.nan
+    slopes = []
+    for guide in (None, (0.7, [wanted])):
+        found.guide = guide
+        found._adam.step = lambda: None  # type: ignore[method-assign]
+        batch = found.training.normalised(slice(0, 8)), found.training.y[:8]
+        found._step_alphas(batch, batch)
+        slopes.append(found.alphas[0].grad)
+    alpha = found.alphas[0].detach().requires_grad_()
+    rows = torch.tensor([0, 1, 3, 4, 5])
+    divergence = (torch.special.xlogy(wanted, wanted)[rows] - wanted[rows] * alpha[rows].log_softmax(1)).sum()
+    expected = 0.7 * torch.autograd.grad(divergence, alpha)[0]
+    torch.testing.assert_close(slopes[1] - slopes[0], expected, atol=1e-6, rtol=1e-4)
+    assert bool((expected[2] == 0).all())
+
+
 def test_bad_input() -> None:
     net = NETS["own"]()
     with pytest.raises(InputError, match="must have the problem's space"):
         Gradient(problem_of(net), 0, strategy().search, "darts1")
     with pytest.raises(InputError, match="at least 1 slice, and 1 before every ask, got 0"):
         strategy(slices=0)
+    with pytest.raises(InputError, match="coefficient of -1.0: give 0 or more"):
+        Gradient(problem_of(NETS["nb201"]()), 0, strategy().search, "darts1", pull=-1.0)

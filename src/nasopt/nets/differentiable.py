@@ -137,6 +137,8 @@ class DifferentiableSearch:
     Attributes:
         alphas: the architecture parameters of every group of `nasopt.nets.relaxed.groups`, (rows, options).
         betas: those of the edges, (rows,); empty for groups without nodes, and without `Method.edges`.
+        guide: (coefficient, frequencies of the options in every group, NaN in rows without): the divergence of softmax(α) from
+            them is added to what α minimises; None at first. Set it between calls of `run`; it is not part of `state`.
         allowed: which options are left, bool like ``alphas``.
         uneven: of every group, whether its options cannot be added (`nasopt.nets.relaxed.uneven`); one of them is then drawn
             in every step, by `nasopt.nets.relax.gumbel_hard`, whatever the method.
@@ -156,6 +158,7 @@ class DifferentiableSearch:
     augment: Augment
     costs: Sequence[Cost] = ()
     shares: Sequence[float] | None = ()
+    guide: tuple[float, Sequence[Tensor]] | None = field(init=False, default=None)
     alphas: list[Tensor] = field(init=False)
     betas: list[Tensor] = field(init=False)
     allowed: list[Tensor] = field(init=False)
@@ -207,6 +210,10 @@ class DifferentiableSearch:
         gradient = self.slopes(train, val)
         if self.costs:
             self._add_costs(gradient)
+        if self.guide is not None:
+            strength, frequencies = self.guide
+            for total, alpha, wanted in zip(gradient, self.alphas, frequencies, strict=False):
+                total += strength * (alpha.detach().softmax(1) - wanted).nan_to_num(nan=0.0)  # the slope of KL(wanted, softmax)
         penalty = self.penalty(self.alphas)
         if penalty.requires_grad:
             for total, extra in zip(gradient, torch.autograd.grad(penalty, self.alphas), strict=False):

@@ -213,7 +213,22 @@ def log_share(module: nn.Module, scores: Sequence[Tensor], arch: Arch) -> float:
     """The logarithm of the probability that `draw` gives the options of an architecture; of `Pairs`, those of its edges'
     operations, whichever edges are compared."""
     weights = [s.detach().double().log_softmax(1) for s in scores]
-    place, plan, total = {c: k for k, g in enumerate(groups(module)) for c in g.choices}, plan_of(module), 0.0
+    return sum(float(weights[k][row, option]) for k, row, option in _picked(module, arch))
+
+
+def frequencies(module: nn.Module, archs: Sequence[Arch]) -> list[Tensor]:
+    """Of every group, how often each option is chosen among the architectures that make the choice, (rows, options); NaN in the
+    rows of choices that none makes, and for edges of `Pairs` among those that have the edge."""
+    counts = [torch.zeros(g.shape) for g in groups(module)]
+    for arch in archs:
+        for k, row, option in _picked(module, arch):
+            counts[k][row, option] += 1
+    return [c / c.sum(1, keepdim=True) for c in counts]
+
+
+def _picked(module: nn.Module, arch: Arch) -> Iterator[tuple[int, int, int]]:
+    """(group, row, option) of every choice that an architecture makes."""
+    place, plan = {c: k for k, g in enumerate(groups(module)) for c in g.choices}, plan_of(module)
     for gene, steered in zip(plan.columns.genes, plan.steered, strict=True):
         choice, row = steered[0]
         option = arch.get(gene.path)
@@ -225,5 +240,4 @@ def log_share(module: nn.Module, scores: Sequence[Tensor], arch: Arch) -> float:
                 sources = pairs_below(choice.inner[node])[option]
                 continue
             row, option = choice.rows[sources[part - 1], choice.inner[node]], option + 1
-        total += float(weights[place[choice]][row, option])
-    return total
+        yield place[choice], row, option

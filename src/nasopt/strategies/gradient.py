@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from safetensors.torch import load, save
+from torch import Tensor
 
 from nasopt.errors import InputError
 from nasopt.nets import relax, relaxed
@@ -21,6 +22,7 @@ from nasopt.nets.differentiable import DifferentiableSearch, Method
 from nasopt.nets.hypergradient import FiniteDifference, Neumann
 from nasopt.seed import integer, rng
 from nasopt.space import Arch, Rows
+from nasopt.strategies.evolution import pool_of
 from nasopt.strategies.random import Unseen
 from nasopt.strategies.watch import (
     Alarm,
@@ -37,6 +39,9 @@ from nasopt.trial import Ask, Problem, Trial
 
 SLICES = 20
 """Parts of a search; after each of them an architecture is asked for."""
+
+GUIDES = 8
+"""Trials below which α is not drawn to what the best of them choose."""
 
 SPREAD = 100
 """Draws from softmax(α), at most, to find an architecture that was not asked yet."""
@@ -121,6 +126,8 @@ class Gradient:
         blobs: where the weights are kept.
         unseen: what was seen, shared by strategies that search together, so that none asks what another did.
         stride: slices that are trained before every ask.
+        pull: how strongly α is drawn towards what the best quarter of all trials choose, those of others included: the
+            coefficient of the divergence of softmax(α) from their frequencies. With `GUIDES` trials at least.
         watch: the bilevel problem is watched after every slice, closely after every so manieth
             (`nasopt.strategies.watch.watch`); 0: never. α does not depend on it.
         guard: end the search once skip connections lead nearly everywhere, and go back to the last slice in which they did not
@@ -142,6 +149,7 @@ class Gradient:
     blobs: Blobs | None = None
     unseen: Unseen | None = None
     stride: int = 1
+    pull: float = 0.0
     watch: int = 0
     guard: bool = False
     history: list[Slice] = field(init=False, default_factory=list)
@@ -153,12 +161,15 @@ class Gradient:
         if self.slices < 1 or self.stride < 1:
             raise InputError(f"a gradient strategy needs at least 1 slice, and 1 before every ask, got {self.slices} and "
                              f"{self.stride}.")
+        if not 0 <= self.pull < np.inf:
+            raise InputError(f"trials pull a gradient strategy with a coefficient of {self.pull}: give 0 or more.")
         if self.watch < 0:
             raise InputError(f"a gradient strategy is watched every {self.watch} slices: give 1 or more, or 0 for never.")
         self._seen = self.unseen or Unseen(self.problem)
         self._kept = self._recall()
         self._back: int | None = None
         self._measured: list[tuple[Arch, float]] = []
+        self._told: list[Trial] = []
 
     def ask(self, n: int, first: int) -> list[Ask]:
         """Up to ``n``; fewer, in the end none, when the space is exhausted."""
@@ -176,6 +187,7 @@ class Gradient:
         """Remembers what was evaluated at full fidelity, so that it is not asked again."""
         full = [t for t in trials if t.ask.fidelity >= 1]
         self._seen.add_archs([t.ask.arch for t in full])
+        self._told += full
         self._measured += [(t.ask.arch, t.metrics["error"]) for t in full
                            if t.error is None and np.isfinite(t.metrics.get("error", np.nan))]
 
@@ -232,6 +244,7 @@ class Gradient:
 
     def _train(self) -> Slice:
         search, number = self.search, len(self.history) + 1
+        search.guide = self._guide()
         end = round(search.steps * number / self.slices)
         losses = search.run(end - search.done)
         if number == self.slices and search.method.trial:
@@ -245,6 +258,14 @@ class Gradient:
         loss = float(np.mean(losses)) if losses else np.nan
         return Slice(search.architecture(), scores, loss, skip_share(search, scores), evenness(scores),
                      np.nan if ends is None else ends.high, agreement(search, scores, self._measured), len(self._measured), seen)
+
+    def _guide(self) -> tuple[float, list[Tensor]] | None:
+        """What the best trials choose, and how much that counts."""
+        if not self.pull or len(self._told) < GUIDES:
+            return None
+        pool = pool_of(self.problem, self._seen.layout, self._told)
+        best = np.lexsort((-pool.crowding, pool.rank))[:len(pool) // 4]
+        return self.pull, relaxed.frequencies(self.search.net, [self._told[k].ask.arch for k in best])
 
     # ---------------------------------------------------------------------------------------------------- keeping weights
     def _keep(self) -> None:
