@@ -300,5 +300,5 @@ def test_bad_input() -> None:
         Gradient(problem_of(net), 0, strategy().search, "darts1")
     with pytest.raises(InputError, match="at least 1 slice, and 1 before every ask, got 0"):
         strategy(slices=0)
-    with pytest.raises(InputError, match="coefficient of -1.0: give 0 or more"):
+    with pytest.raises(InputError, match=r"coefficient of -1.0: give 0 or more"):
         Gradient(problem_of(NETS["nb201"]()), 0, strategy().search, "darts1", pull=-1.0)

@@ -162,7 +162,7 @@ class Grid:
     def _grow(self, n: int, kept: int) -> None:
         """Makes room for n rows; the first ``kept`` stay."""
         if n > len(self._explained):
-            more = np.empty((2 * n, len(self.points[0])))
+            more = np.empty((n + n // 4 + 8, len(self.points[0])))
             more[:kept] = self._explained[:kept]
             self._explained = more
 
