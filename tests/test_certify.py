@@ -71,7 +71,7 @@ def written(path: Path, seed: int = 0, **changes: Any) -> Path:
         if config.strategy == "darts1":
             setup = prepared(config)
             net = relaxed.network(setup, "darts1", None)
-            relaxed.strategy(setup, "darts1", net, relaxed.Plan(20, 5), 1, storage).finish()
+            relaxed.strategy(setup, "darts1", net, relaxed.Plan(20, 0.1, 5), 1, storage).finish()
     return path
 
 
@@ -172,7 +172,7 @@ def test_a_run_plans_its_watching_tells_of_alarms_and_reports_them(tmp_path: Pat
     monkeypatch.setattr(Phases, "_evaluation", lambda self: 0.01)
     monkeypatch.setattr(Phases, "estimator", lambda self: lambda ask: {"error": 0.1 + 0.1 * ask.number})
     monkeypatch.setattr(Phases, "_narrate", lambda *given: lambda progress: None)
-    monkeypatch.setattr(relaxed, "plan", lambda *given: relaxed.Plan(20, 10))
+    monkeypatch.setattr(relaxed, "plan", lambda *given: relaxed.Plan(20, 0.1, 10))
     monkeypatch.setattr(phases, "SHARES", {**phases.SHARES, "search": 0.5})
     monkeypatch.setattr("nasopt.strategies.gradient.agreement", lambda *given: -0.5)
     with closing(Sqlite(folder.study)) as storage:

@@ -128,17 +128,34 @@ def test_resuming_a_finished_run_changes_nothing(run: job.Run, data: Path) -> No
     assert [n.id for n in again.front()] == [n.id for n in run.front()]
 
 
-def test_a_gradient_strategy_runs_as_the_others_do(data: Path, tmp_path: Path) -> None:
-    run = search(data, tmp_path / "run", strategy="gdas", budget=20.0)
-    assert run.front() and set(run.results["search"]["curves"]) == {"gdas", "random"}
-    assert run.results["provenance"]["phases"]["warm start"] == 0
+@pytest.mark.parametrize("name", ["gdas", "hybrid-gradient"])
+def test_a_gradient_strategy_runs_as_the_others_do(data: Path, tmp_path: Path, name: str) -> None:
+    run = search(data, tmp_path / "run", strategy=name, budget=30.0)
+    assert run.front() and set(run.results["search"]["curves"]) == {name, "random"}
+    assert (run.results["provenance"]["phases"]["warm start"] == 0) == (name == "gdas")
+
+
+def test_the_hybrid_with_gradients_has_them_as_a_member(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asked, every member hears of it, nothing is asked twice, and what the best choose draws alpha."""
+    monkeypatch.setattr(phases.relaxed, "plan", lambda setup, name, seconds: phases.relaxed.Plan(40, 0.5, 20))
+    monkeypatch.setattr(phases.relaxed, "stride", lambda seconds, evaluation: 2)
+    made, build = list[Any](), phases.relaxed.strategy
+    monkeypatch.setattr(phases.relaxed, "strategy", lambda *given: made.append(build(*given)) or made[-1])
+    monkeypatch.setattr(phases.Phases, "finalists", lambda self, study: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        search(data, tmp_path / "run", strategy="hybrid-gradient", budget=300.0, trials=4)
+    portfolio, = made
+    member = portfolio._members["nasopt"]
+    assert set(portfolio._members) == {"gp", "gp-lcb", "local", "nsga2", "nasopt"}
+    assert member.pull > 0 and len(member._told) == 4 and portfolio._overheads == {"nasopt": 2 * 40 / 20 * 0.5}
+    assert all(m._unseen is member._seen for name, m in portfolio._members.items() if name in ("gp", "local"))
 
 
 def test_a_gradient_search_that_was_interrupted_comes_to_the_same_weights(data: Path, tmp_path: Path,
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     """What depends on the time is fixed here: how many steps fit, and no shared weights to begin with."""
     monkeypatch.setattr(phases.Phases, "_train_supernet", lambda self: {"error": "not now"})
-    monkeypatch.setattr(phases.relaxed, "plan", lambda setup, name, seconds: phases.relaxed.Plan(40, 20))
+    monkeypatch.setattr(phases.relaxed, "plan", lambda setup, name, seconds: phases.relaxed.Plan(40, 0.1, 20))
     monkeypatch.setattr(phases.relaxed, "stride", lambda seconds, evaluation: 3)
     narrate, seen = phases.Phases._narrate, list[object]()
 

@@ -34,7 +34,7 @@ from nasopt.pipeline.setup import Config, Sampled, Setup, check_config, fingerpr
 from nasopt.run.search import spent
 from nasopt.run.storage import Sqlite
 from nasopt.space import Arch
-from nasopt.strategies.catalogue import GRADIENT
+from nasopt.strategies.catalogue import GRADIENT, NETWORKS
 from nasopt.tasks.data import WORDS, Dataset, Split, load
 from nasopt.trial import Constraint, Objective, Study, nondominated
 
@@ -196,7 +196,7 @@ def _existing(path: Path) -> Path:
 
 def _carry_out(phases: Phases) -> Run:
     folder, name = phases.folder, phases.setup.config.strategy
-    if name in GRADIENT:
+    if name in NETWORKS:
         phases.plan()
     with phases.ledger.timed("supernet"):
         phases.supernet()

@@ -15,10 +15,11 @@ from nasopt.analysis.convergence import MIN_STEPS, Certificate, certificate
 from nasopt.errors import InputError
 from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.ledger import Ledger
+from nasopt.pipeline.relaxed import recipe_of
 from nasopt.pipeline.setup import Config
 from nasopt.protocols import Storage
 from nasopt.run.storage import Sqlite
-from nasopt.strategies.catalogue import GRADIENT
+from nasopt.strategies.catalogue import NETWORKS
 from nasopt.strategies.gradient import history_of
 from nasopt.strategies.watch import DEEP, History, Slice, recording
 
@@ -89,7 +90,7 @@ def read(path: Path) -> Searched:
         if ledger.recall("config") is None:
             raise InputError(f"{path} was interrupted before it began: remove it and start again.")
         config = Config.from_json(ledger.recall("config"))
-        if config.strategy not in GRADIENT:
+        if config.strategy not in NETWORKS:
             raise InputError(f"{path} was searched by {config.strategy}, which follows no gradient: give a run of "
                              "nasopt search --strategy darts1, or of another of its family.")
         history = kept(storage, config.strategy)
@@ -103,7 +104,7 @@ def read(path: Path) -> Searched:
 
 def kept(storage: Storage, strategy: str) -> History | None:
     """The history that a gradient strategy has kept in a run's storage; None before its first slice."""
-    blob = storage.get(f"{strategy}.weights")
+    blob = storage.get(f"{recipe_of(strategy)}.weights")
     return None if blob is None else history_of(blob)
 
 
@@ -154,7 +155,7 @@ def _numbers(done: Slice) -> dict[str, float | None]:
 def report(storage: Storage, strategy: str) -> dict[str, Any] | None:
     """What a run's report shows of its gradient search: `summary` and ``certificate``, the lines of its certificate or why there
     is none; None if the strategy follows no gradient or has trained no slice."""
-    history = kept(storage, strategy) if strategy in GRADIENT else None
+    history = kept(storage, strategy) if strategy in NETWORKS else None
     if history is None:
         return None
     try:

@@ -36,7 +36,7 @@ from nasopt.protocols import Estimator, Storage, Strategy
 from nasopt.run.executors import Serial
 from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
-from nasopt.strategies.catalogue import GRADIENT, make
+from nasopt.strategies.catalogue import GRADIENT, NETWORKS, make
 from nasopt.strategies.gradient import Gradient
 from nasopt.strategies.stopping import SmallGain
 from nasopt.trial import Ask, Metrics, Study, Trial
@@ -247,11 +247,11 @@ class Phases:
 
     def _strategy(self, name: str, title: str, initial: Sequence[Arch]) -> Strategy:
         """The strategy of that name. One that trains a network begins with what it finds, not with ``initial``."""
-        if name not in GRADIENT:
+        if name not in NETWORKS:
             return make(name, self.setup.problem, self.setup.config.seed, initial)
-        net = relaxed.network(self.setup, name, None if "error" in self.supernet() else self.shared)
+        net = relaxed.network(self.setup, relaxed.recipe_of(name), None if "error" in self.supernet() else self.shared)
         stride = self.ledger.remember("stride", lambda: {"slices": relaxed.stride(self.seconds(title), self._evaluation())})
-        return relaxed.strategy(self.setup, name, net, self.plan(), stride["slices"], self.storage)
+        return relaxed.strategy(self.setup, name, net, self.plan(), stride["slices"], self.storage, initial)
 
     def plan(self) -> relaxed.Plan:
         """How a gradient strategy's time is divided. Asked at the beginning, so that too little time is told then."""

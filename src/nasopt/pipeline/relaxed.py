@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,7 +13,13 @@ from torch import nn
 from nasopt.errors import InputError
 from nasopt.nets.differentiable import DifferentiableSearch
 from nasopt.pipeline.setup import PARTIAL, Setup
+from nasopt.protocols import Strategy
+from nasopt.space import Arch
+from nasopt.strategies.bayes import DESIGN
+from nasopt.strategies.catalogue import COMBINED, members
 from nasopt.strategies.gradient import RECIPES, SLICES, Blobs, Gradient
+from nasopt.strategies.hybrid import Portfolio
+from nasopt.strategies.random import Unseen
 from nasopt.strategies.watch import watch
 
 SHARE = 0.5
@@ -21,16 +28,25 @@ SHARE = 0.5
 WATCHING = 0.1
 """Of that, what is for watching it: so little that it is always watched, if only once in 20 slices as closely as can be."""
 
+PULL = 0.01
+"""How strongly the best trials of all members draw the α of a hybrid."""
+
 TRIED = 3
 """Steps that are timed, after one that is not."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps of the training, and after how many slices the search is watched closely."""
+    """Steps of the training, the seconds of one, and after how many slices the search is watched closely."""
 
     steps: int
+    step: float
     watch: int
+
+
+def recipe_of(strategy: str) -> str:
+    """The recipe that a strategy follows."""
+    return "nasopt" if strategy == COMBINED else strategy
 
 
 def network(setup: Setup, name: str, shared: nn.Module | None) -> nn.Module:
@@ -48,7 +64,8 @@ def plan(setup: Setup, name: str, seconds: float) -> Plan:
     Raises:
         InputError: less than one step for every slice.
     """
-    tried = _search(setup, name, network(setup, name, None), 1 + TRIED)
+    recipe = recipe_of(name)
+    tried = _search(setup, recipe, network(setup, recipe, None), 1 + TRIED)
     tried.run(1)
     began = time.perf_counter()
     tried.run(TRIED)
@@ -60,7 +77,7 @@ def plan(setup: Setup, name: str, seconds: float) -> Plan:
     began = time.perf_counter()
     watch(tried, setup.config.seed, 0, True)
     look = time.perf_counter() - began
-    return Plan(max(SLICES, int((share - max(WATCHING * share, look)) / step)), every(look, WATCHING * share))
+    return Plan(max(SLICES, int((share - max(WATCHING * share, look)) / step)), step, every(look, WATCHING * share))
 
 
 def every(look: float, seconds: float) -> int:
@@ -69,11 +86,18 @@ def every(look: float, seconds: float) -> int:
     return next((k for k in divisors if SLICES // k * look <= seconds), SLICES)
 
 
-def strategy(setup: Setup, name: str, net: nn.Module, plan: Plan, stride: int, blobs: Blobs) -> Gradient:
-    """The strategy, watched and guarded; its weights are kept in ``blobs``."""
-    search = _search(setup, name, net, plan.steps)
-    return Gradient(setup.problem, setup.config.seed, search, name, RECIPES[name].flat, blobs=blobs, stride=stride,
-                    watch=plan.watch, guard=True)
+def strategy(setup: Setup, name: str, net: nn.Module, plan: Plan, stride: int, blobs: Blobs,
+             initial: Sequence[Arch] = ()) -> Strategy:
+    """The strategy, watched and guarded; its weights are kept in ``blobs``. Of the hybrid all members share what was seen, what
+    the best choose draws α, the seconds of a slice count against gradients, and the other members begin with ``initial``."""
+    recipe, seed, problem = recipe_of(name), setup.config.seed, setup.problem
+    search, unseen = _search(setup, recipe, net, plan.steps), Unseen(problem)
+    found = Gradient(problem, seed, search, recipe, RECIPES[recipe].flat, blobs=blobs, unseen=unseen, stride=stride,
+                     pull=PULL if name == COMBINED else 0.0, watch=plan.watch, guard=True)
+    if name != COMBINED:
+        return found
+    return Portfolio(problem, seed, {**members(problem, seed, initial, None, unseen), recipe: found}, start=DESIGN,
+                     overheads={recipe: stride * plan.steps / SLICES * plan.step})
 
 
 def stride(seconds: float, evaluation: float) -> int:

@@ -48,13 +48,15 @@ def _size(initial: Sequence[Arch]) -> int:
 
 def _hybrid(problem: Problem, seed: int, initial: Sequence[Arch], hints: Hints | None) -> Portfolio:
     """Models that improve, models that explore, steps around the best, and evolution."""
-    unseen = Unseen(problem)
-    return Portfolio(problem, seed, {
-        "gp": BayesianOptimization(problem, seed, initial=initial, hints=hints, unseen=unseen),
-        "gp-lcb": BayesianOptimization(problem, seed, acquisition="lcb", initial=initial, hints=hints, unseen=unseen),
-        "local": LocalSearch(problem, seed, start=1, initial=initial, unseen=unseen),
-        "nsga2": NSGA2(problem, seed, population=_size(initial), initial=initial, unseen=unseen),
-    }, start=DESIGN)
+    return Portfolio(problem, seed, members(problem, seed, initial, hints, Unseen(problem)), start=DESIGN)
+
+
+def members(problem: Problem, seed: int, initial: Sequence[Arch], hints: Hints | None, unseen: Unseen) -> dict[str, Strategy]:
+    """What the hybrid is made of, by name."""
+    return {"gp": BayesianOptimization(problem, seed, initial=initial, hints=hints, unseen=unseen),
+            "gp-lcb": BayesianOptimization(problem, seed, acquisition="lcb", initial=initial, hints=hints, unseen=unseen),
+            "local": LocalSearch(problem, seed, start=1, initial=initial, unseen=unseen),
+            "nsga2": NSGA2(problem, seed, population=_size(initial), initial=initial, unseen=unseen)}
 
 
 STRATEGIES: Mapping[str, Make] = {
@@ -81,6 +83,12 @@ GRADIENT = ("beta_darts", "darts1", "darts2", "darts_minus", "darts_pt", "drnas"
             "pcdarts", "pdarts", "rdarts", "sdarts", "sdarts_adv", "snas")
 """The recipes of `nasopt.strategies.gradient`, which is too heavy to load for their names. They need a network to train."""
 
+COMBINED = "hybrid-gradient"
+"""The hybrid with gradients, by the recipe ``nasopt``, as one more member."""
+
+NETWORKS = (*GRADIENT, COMBINED)
+"""Strategies that train a network of their own."""
+
 DEFAULT = "hybrid"
 
 
@@ -90,19 +98,19 @@ def check_name(name: str) -> None:
     Raises:
         InputError: the message names the nearest.
     """
-    if name not in STRATEGIES and name not in GRADIENT:
-        raise unknown("strategy", name, (*STRATEGIES, *GRADIENT))
+    if name not in STRATEGIES and name not in NETWORKS:
+        raise unknown("strategy", name, (*STRATEGIES, *NETWORKS))
 
 
 def make(name: str, problem: Problem, seed: int, initial: Sequence[Arch] = (), hints: Hints | None = None) -> Strategy:
     """A new strategy of that name; with hints, if it is one of `HINTED`.
 
     Raises:
-        InputError: there is none (the message names the nearest), it is one of `GRADIENT`, it does not suit the problem, or
+        InputError: there is none (the message names the nearest), it is one of `NETWORKS`, it does not suit the problem, or
             Optuna, which it needs, is not installed.
     """
     check_name(name)
-    if name in GRADIENT:
+    if name in NETWORKS:
         raise InputError(f"{name} trains a network, which a table or a synthetic problem has not: use it in nasopt search, or "
                          f"choose among {', '.join(STRATEGIES)}.")
     return STRATEGIES[name](problem, seed, initial, hints)
