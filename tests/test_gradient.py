@@ -14,6 +14,7 @@ from nasopt.errors import InputError
 from nasopt.nets import choices, relaxed
 from nasopt.nets.differentiable import DifferentiableSearch, Method
 from nasopt.nets.train import Augment, Images
+from nasopt.run.storage import Memory
 from nasopt.space import check, key, labels, layout
 from nasopt.spaces.cells import cells
 from nasopt.spaces.darts import darts
@@ -72,19 +73,6 @@ def search_of(net: nn.Module, method: Method, steps: int, seed: int = 0) -> Diff
     return DifferentiableSearch(net, data.part(torch.arange(48)), data.part(torch.arange(48, 96)), method, steps, seed, Augment())
 
 
-class Kept:
-    """Blobs in memory."""
-
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-
-    def put(self, name: str, blob: bytes) -> None:
-        self.blobs[name] = blob
-
-    def get(self, name: str) -> bytes | None:
-        return self.blobs.get(name)
-
-
 def test_the_conformance_kit() -> None:
     check_strategy(lambda problem, seed: strategy(seed=seed, steps=2, slices=2), problem_of(NETS["nb201"]()))
 
@@ -111,7 +99,7 @@ def test_the_names_are_those_of_the_catalogue() -> None:
 
 
 def test_a_search_that_is_resumed_equals_one_that_was_not_interrupted() -> None:
-    kept, whole = Kept(), strategy(slices=4, steps=8)
+    kept, whole = Memory(), strategy(slices=4, steps=8)
     asked = [whole.ask(1, k)[0] for k in range(6)]
     first = strategy(slices=4, steps=8, blobs=kept)
     assert [first.ask(1, k)[0] for k in range(2)] == asked[:2]
@@ -125,7 +113,7 @@ def test_a_search_that_is_resumed_equals_one_that_was_not_interrupted() -> None:
 
 @pytest.mark.parametrize("name", ["darts1", "pcdarts"])
 def test_what_it_has_come_to_is_what_its_search_says_where_edges_compete(name: str) -> None:
-    kept, found = Kept(), strategy("darts", RECIPES[name].method, steps=4, slices=1)
+    kept, found = Memory(), strategy("darts", RECIPES[name].method, steps=4, slices=1)
     generator = torch.Generator().manual_seed(3)
     found.search.run = lambda steps: []  # type: ignore[method-assign]
     for tensor in (*found.search.alphas, *found.search.betas):

@@ -15,6 +15,7 @@ from nasopt.nets import choices
 from nasopt.nets.expected import Cost
 from nasopt.nets.preference import METHOD, Device, PreferenceSearch
 from nasopt.nets.train import Augment, Images, Recipe
+from nasopt.run.storage import Memory
 from nasopt.space import key, layout
 from nasopt.strategies.gradient import Blobs
 from nasopt.strategies.preference import GRID, Preference
@@ -44,19 +45,6 @@ def strategy(steps: int = 6, slices: int = 3, seed: int = 0, blobs: Blobs | None
     return Preference(problem, seed, search, slices, blobs)
 
 
-class Kept:
-    """Blobs in memory."""
-
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-
-    def put(self, name: str, blob: bytes) -> None:
-        self.blobs[name] = blob
-
-    def get(self, name: str) -> bytes | None:
-        return self.blobs.get(name)
-
-
 def test_the_conformance_kit() -> None:
     check_strategy(lambda problem, seed: strategy(2, 2, seed), strategy().problem)
 
@@ -79,7 +67,7 @@ def test_after_the_training_it_asks_for_the_front_and_then_for_draws() -> None:
 
 
 def test_a_search_that_is_resumed_equals_one_that_was_not_interrupted() -> None:
-    kept, whole = Kept(), strategy(slices=4, steps=8)
+    kept, whole = Memory(), strategy(slices=4, steps=8)
     asked = [whole.ask(1, k)[0] for k in range(7)]
     first = strategy(slices=4, steps=8, blobs=kept)
     assert [first.ask(1, k)[0] for k in range(2)] == asked[:2]

@@ -20,6 +20,7 @@ from nasopt.nets.differentiable import DifferentiableSearch, Method
 from nasopt.nets.graphs import pairs_below
 from nasopt.nets.hypergradient import Neumann
 from nasopt.nets.train import Augment, Images, bf16_pays
+from nasopt.run.storage import Memory
 from nasopt.seed import integer
 from nasopt.space import everything
 from nasopt.spaces.darts import darts
@@ -83,19 +84,6 @@ def strategy(method: Method = DARTS, slices: int = 12, blobs: Blobs | None = Non
     return Gradient(problem, 0, search, "darts1", None, slices, blobs, watch=look, guard=guard)
 
 
-class Kept:
-    """Blobs in memory."""
-
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-
-    def put(self, name: str, blob: bytes) -> None:
-        self.blobs[name] = blob
-
-    def get(self, name: str) -> bytes | None:
-        return self.blobs.get(name)
-
-
 # ------------------------------------------------------------------------------------------------- it changes nothing
 @pytest.mark.parametrize("name", ["darts1", "idarts", "drnas", "gdas", "pcdarts"])
 def test_a_search_that_is_watched_is_the_same_bit_for_bit(name: str) -> None:
@@ -115,7 +103,7 @@ def test_a_search_that_is_watched_is_the_same_bit_for_bit(name: str) -> None:
 
 def test_what_was_watched_is_kept_and_resumed_bit_for_bit() -> None:
     bf16_pays()
-    kept, whole = Kept(), strategy(slices=6, look=2)
+    kept, whole = Memory(), strategy(slices=6, look=2)
     torch.manual_seed(5)
     whole.finish()
     first = strategy(slices=6, look=2, blobs=kept)
@@ -125,8 +113,8 @@ def test_what_was_watched_is_kept_and_resumed_bit_for_bit() -> None:
     again = strategy(slices=6, look=2, blobs=kept)
     torch.set_rng_state(state)
     again.finish()
-    assert len(history_of(kept.blobs["darts1.weights"]).slices) == 6
-    assert again.record.to_text() == whole.record.to_text() == history_of(kept.blobs["darts1.weights"]).to_text()
+    assert len(history_of(kept.get("darts1.weights") or b"").slices) == 6
+    assert again.record.to_text() == whole.record.to_text() == history_of(kept.get("darts1.weights") or b"").to_text()
     assert History.from_text(whole.record.to_text()).groups == (
         Outline("act", ("act",), ("tanh", "softplus", "none"), None), Outline("other", ("other",), ("tanh", "none"), None))
 
@@ -287,7 +275,7 @@ def test_sharpness_and_ranks() -> None:
 
 
 def test_a_guarded_search_ends_and_asks_for_what_it_went_back_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept, found = Kept(), strategy(slices=14, guard=True)
+    kept, found = Memory(), strategy(slices=14, guard=True)
     found.blobs = kept
     shares = iter([0.1] * 3 + [0.9] * 20)
     monkeypatch.setattr("nasopt.strategies.gradient.skip_share", lambda *given: next(shares))
@@ -300,7 +288,7 @@ def test_a_guarded_search_ends_and_asks_for_what_it_went_back_to(monkeypatch: py
     again = strategy(slices=14, guard=True, blobs=kept)
     again.finish()
     assert again.search.done == 2 * WINDOW and again.architecture == found.architecture == found.history[2].architecture
-    assert history_of(kept.blobs["darts1.weights"]).alarms == found.alarms
+    assert history_of(kept.get("darts1.weights") or b"").alarms == found.alarms
 
 
 # ---------------------------------------------------------------------------------------------------------- certificate
