@@ -29,6 +29,7 @@ from nasopt.nets.differentiable import DifferentiableSearch, Method
 from nasopt.nets.hypergradient import ConjugateGradient, FiniteDifference, Neumann
 from nasopt.nets.train import Augment, Images, bf16_pays
 from nasopt.spaces.darts import darts
+from nasopt.strategies.gradient import RECIPES
 
 RATE = 0.025
 
@@ -47,6 +48,8 @@ VARIANTS = {
     "DARTS, first order, fp32": Variant(without=("autocast",)),
     "DARTS, first order": Variant(),
     "one sampled path (GDAS)": Variant(Method(relaxation=relax.gumbel_hard)),
+    "two sampled paths": Variant(Method(relaxation=relax.pair)),
+    "the recipe nasopt": Variant(replace(RECIPES["nasopt"].method, still=0.0), RECIPES["nasopt"].partial),
     "partial channels, 1 in 4 (PC-DARTS)": Variant(Method(edges=True), partial=4),
     "second order, finite difference": Variant(Method(hypergradient=FiniteDifference(RATE))),
     "second order, Neumann, 2 terms": Variant(Method(hypergradient=Neumann(2, RATE))),
@@ -82,15 +85,16 @@ def start(variant: Variant, channels: int, layers: int, batch: int, steps: int) 
 
 
 def seconds(size: tuple[int, int, int], steps: int) -> dict[str, list[float]]:
-    """Of every variant, the time of each step; a first one is left out."""
-    found = {name: start(variant, *size, steps + 1) for name, variant in VARIANTS.items()}
+    """Of every variant, the time of a step in each turn, of which a first one is left out. A turn has as many steps as it takes
+    for α to move once."""
+    found = {name: start(variant, *size, (steps + 1) * variant.method.every) for name, variant in VARIANTS.items()}
     times: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for step in range(steps + 1):
         for name, search in found.items():
             with left_out(VARIANTS[name].without):
                 started = time.perf_counter()
-                search.run(1)
-                times[name].append(time.perf_counter() - started)
+                search.run(search.method.every)
+                times[name].append((time.perf_counter() - started) / search.method.every)
             print(f"step {step} {name}: {times[name][-1]:.2f} s", flush=True)
     return {name: values[1:] for name, values in times.items()}
 
