@@ -36,8 +36,8 @@ ALL = ("random", "local", "rea", "nsga2", "optuna-tpe", "optuna-gp", "forest", "
 SLOW = {"forest": (20, 300), "optuna-gp": (10, 300)}
 """Strategies that take long, and the seeds and the queries that they get at most."""
 
-SLOW_FRONTS = {"gp": (6, 500), "hybrid": (6, 500), "optuna-tpe": (6, 500), "gp-lcb": (6, 150), "gp-ts": (6, 150),
-               "forest": (6, 150), "optuna-gp": (6, 100)}
+SLOW_FRONTS = {"gp": (6, 500), "hybrid": (6, 500), "optuna-tpe": (6, 200), "gp-lcb": (6, 150), "gp-ts": (6, 150),
+               "forest": (6, 150), "optuna-gp": (6, 50)}
 """The same for three objectives."""
 
 PROXIES = ("c10__naswot", "c10__logsynflow")
