@@ -1,7 +1,7 @@
 """Shows: how much worse than the best of an enumerated space is what each gradient recipe comes to. 81 networks, every one
 trained three times on the digits, are the truth.
 
-    python benchmarks/mini.py [--only NAME,...] [--seeds 6] [--steps 600] [--epochs 10] [--keep FOLDER]
+    python benchmarks/mini.py [--only NAME,...] [--seeds 6] [--steps 600] [--epochs 20] [--keep FOLDER]
 
 Random search trains as many networks alone, once, as fit into the processor's time of the recipe, and takes the one of the least
 validation error. About ten minutes on two cores.

@@ -26,7 +26,7 @@ from nasopt.pipeline.progress import Display
 from nasopt.pipeline.setup import Config, Setup, prepare
 from nasopt.report import figures, html
 from nasopt.run.storage import Sqlite
-from nasopt.strategies.gradient import Gradient
+from nasopt.strategies.gradient import RECIPES, Gradient
 from nasopt.strategies.watch import recording
 from nasopt.tasks.data import Dataset
 from nasopt.trial import Objective
@@ -159,6 +159,24 @@ def test_runs_of_other_data_spaces_or_networks_are_not_mixed(runs: tuple[Path, P
 @pytest.mark.parametrize(("seconds", "wanted"), [(20.0, 1), (19.0, 2), (4.0, 5), (1.0, 20), (0.1, 20)])
 def test_a_search_is_watched_as_often_as_time_allows(seconds: float, wanted: int) -> None:
     assert relaxed.every(1.0, seconds) == wanted
+
+
+@pytest.mark.parametrize(("trials", "wanted"), [(None, 2), (50, 2), (10, 2), (7, 3), (1, 20)])
+def test_all_slices_are_trained_before_the_last_trial(trials: int | None, wanted: int) -> None:
+    assert relaxed.stride(20.0, 1.0, trials) == wanted
+
+
+def test_steps_are_timed_as_often_with_a_move_as_they_have_one() -> None:
+    for name, recipe in RECIPES.items():
+        timed = range(1, 1 + relaxed.TRIED)
+        moves = [k for k in timed if k % recipe.method.every == 0 and k / (1 + relaxed.TRIED) >= recipe.method.still]
+        assert len(moves) / len(timed) >= (1 - recipe.method.still) / recipe.method.every, name
+
+
+def test_the_seed_decides_the_weights_of_a_network_with_partial_channels() -> None:
+    setup = prepared(Config("bars", "nb201", (Objective("error"),), strategy="pcdarts", seconds=20.0))
+    one, two = (torch.cat([p.flatten() for p in relaxed.network(setup, "pcdarts", None).parameters()]) for _ in range(2))
+    assert torch.equal(one, two)
 
 
 def test_a_run_plans_its_watching_tells_of_alarms_and_reports_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,7 @@ def test_a_gradient_strategy_runs_as_the_others_do(data: Path, tmp_path: Path, n
 def test_the_hybrid_with_gradients_has_them_as_a_member(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asked, every member hears of it, nothing is asked twice, and what the best choose draws alpha."""
     monkeypatch.setattr(phases.relaxed, "plan", lambda setup, name, seconds: phases.relaxed.Plan(40, 0.5, 20))
-    monkeypatch.setattr(phases.relaxed, "stride", lambda seconds, evaluation: 2)
+    monkeypatch.setattr(phases.relaxed, "stride", lambda seconds, evaluation, trials: 2)
     made, build = list[Any](), phases.relaxed.strategy
     monkeypatch.setattr(phases.relaxed, "strategy", lambda *given: made.append(build(*given)) or made[-1])
     monkeypatch.setattr(phases.Phases, "finalists", lambda self, study: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -156,7 +156,7 @@ def test_a_gradient_search_that_was_interrupted_comes_to_the_same_weights(data: 
     """What depends on the time is fixed here: how many steps fit, and no shared weights to begin with."""
     monkeypatch.setattr(phases.Phases, "_train_supernet", lambda self: {"error": "not now"})
     monkeypatch.setattr(phases.relaxed, "plan", lambda setup, name, seconds: phases.relaxed.Plan(40, 0.1, 20))
-    monkeypatch.setattr(phases.relaxed, "stride", lambda seconds, evaluation: 3)
+    monkeypatch.setattr(phases.relaxed, "stride", lambda seconds, evaluation, trials: 3)
     narrate, seen = phases.Phases._narrate, list[object]()
 
     def stopping(self: phases.Phases, watch: Any, title: str) -> Any:
@@ -195,6 +195,7 @@ def test_a_gradient_search_that_was_interrupted_comes_to_the_same_weights(data: 
 def test_too_little_time_for_a_gradient_strategy_is_told_first(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="where 20 are needed at least: give a budget of"):
         search(data, tmp_path / "run", strategy="darts2", budget=0.05)
+    assert not (tmp_path / "run").exists(), "a larger budget may have the folder"
 
 
 def test_an_interrupted_run_resumes_where_it_was(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -316,6 +316,22 @@ def test_budget_of_seconds_counts_everything(monkeypatch: pytest.MonkeyPatch, as
     assert all(t.cost == 1.0 for t in study.trials)
 
 
+def test_the_first_trial_is_made_in_a_resumed_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first ask took all the time, and the run was interrupted before its trial."""
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+
+    def interrupted(ask: Ask, /) -> Metrics:
+        raise KeyboardInterrupt
+
+    storage = Memory()
+    search(PROBLEM, Slow(clock, 11.0, 0.0), interrupted, budget=Budget(seconds=10.0), storage=storage)
+    study = search(PROBLEM, Slow(clock, 0.0, 0.0), lambda ask: {"error": 0.0, "latency_ms": 0.0}, budget=Budget(seconds=10.0),
+                   storage=storage)
+    assert [t.ask.number for t in study.trials] == [0]
+    assert study.stopped == "the budget of 10 s is spent"
+
+
 def test_seconds_before_a_resume_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", clock)

@@ -263,6 +263,13 @@ def test_weights_are_trained_before_preferences_count_and_every_part_has_an_effe
         assert not torch.equal(other.hyper.linear.weight, plain.hyper.linear.weight)
 
 
+def test_the_hypernetwork_moves_in_one_of_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved, found = list[int](), search(8, every=3, still=0.0)
+    monkeypatch.setattr("nasopt.nets.preference.step", lambda *given: moved.append(found.done))
+    found.run(8)
+    assert moved == [0, 3, 6]
+
+
 def replace_of(found: PreferenceSearch, concentration: float = 1.0, entropy: float = 0.1, hidden: int = 64) -> PreferenceSearch:
     fresh = search(found.steps)
     return PreferenceSearch(fresh.net, fresh.training, fresh.validation, fresh.devices, fresh.steps, 0, fresh.augment,
@@ -291,7 +298,7 @@ def test_bad_input() -> None:
                     lambda net: [Device([price(net)], torch.ones(1)), Device([price(net)] * 2, torch.ones(1))]):
         with pytest.raises(InputError, match="equally many costs, at least 1"):
             search(devices=devices)
-    for changes in ({"edges": True}, {"trial": True}, {"prune": ((0.5, 1),)},
+    for changes in ({"edges": True}, {"trial": True}, {"prune": ((0.5, 1),)}, {"skips": 2},
                     {"regularisers": ((relax.entropy, relax.constant(1)),)}):
         with pytest.raises(InputError, match="another α for every preference"):
             search(**changes)

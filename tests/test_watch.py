@@ -267,6 +267,10 @@ def test_sharpness_and_ranks() -> None:
     assert (seen.name, seen.slice, seen.threshold, seen.back) == ("sharpness", first, 0.75, None)
     assert acted == replace(seen, back=first - WINDOW)
     assert alarms(slices([0.0] * 15, tops), 1.0, 0.1, True) == ()
+    some = [top if k % 2 else math.nan for k, top in enumerate(tops)]
+    (rarely,) = alarms(slices([0.0] * 15, some), 1.0, None, True)
+    assert rarely.name == "sharpness" and math.isfinite(rarely.value), "of a search that is not always watched closely"
+    assert alarms(slices([0.0] * 15, [math.nan] * 10 + tops[10:]), 1.0, None, True) == ()
     for same in (-1.0, 1.0):
         assert alarms(slices([0.0] * 15, [same] * 15), 1.0, None, True) == ()
     (ranks,) = alarms(slices([0.0], ranks=-0.25), 1.0, None, True)

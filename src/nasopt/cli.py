@@ -111,7 +111,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a 
 Strategies = Literal["asha", "forest", "gp", "gp-lcb", "gp-ts", "hybrid", "hyperband", "local", "nsga2", "nsga3",
                      "optuna-cmaes", "optuna-gp", "optuna-nsga2", "optuna-nsga3", "optuna-tpe", "progressive", "random", "rea"]
 Gradients = Literal["beta_darts", "darts1", "darts2", "darts_minus", "darts_pt", "drnas", "fair_darts", "gdas", "idarts",
-                    "pcdarts", "pdarts", "rdarts", "sdarts", "sdarts_adv", "snas"]
+                    "nasopt", "pcdarts", "pdarts", "rdarts", "sdarts", "sdarts_adv", "snas"]
 """The names in `nasopt.strategies.catalogue`, which is too heavy to load for a help text."""
 Html = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the comparison there, one page that opens offline.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result: no log lines, no progress bar.")]

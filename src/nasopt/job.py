@@ -30,6 +30,7 @@ from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.phases import Phases, load_weights, weights_to_bytes
 from nasopt.pipeline.progress import Display
+from nasopt.pipeline.relaxed import Plan
 from nasopt.pipeline.setup import Config, Sampled, Setup, check_config, fingerprint, has_onnx, prepare, survey
 from nasopt.run.search import spent
 from nasopt.run.storage import Sqlite
@@ -114,22 +115,25 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
     setup = prepare(config, data if isinstance(data, Dataset) else load(data), net)
     sampled = survey(setup)
     log(preflight(setup, folder))
+    plan = phase.planned(setup) if strategy in NETWORKS else None
     with folder.created():
         storage = Sqlite(folder.study)
         try:
-            _begin(storage, setup, sampled)
+            _begin(storage, setup, sampled, plan)
             folder.save_split(setup.split)
         finally:
             storage.close()
     return _continue(Sqlite(folder.study), setup, folder, display)
 
 
-def _begin(storage: Sqlite, setup: Setup, sampled: Sampled) -> None:
+def _begin(storage: Sqlite, setup: Setup, sampled: Sampled, plan: Plan | None) -> None:
     """Stores what a resume needs; the configuration last, as the sign that all of it is there."""
     ledger = Ledger(storage)
     ledger.store("started", datetime.now(UTC).isoformat(timespec="seconds"))
     ledger.store("survey", asdict(sampled))
     ledger.store("data", fingerprint(setup.dataset))
+    if plan is not None:
+        ledger.store("plan", asdict(plan))
     storage.put("initial.weights", weights_to_bytes(setup.net))
     ledger.store("config", setup.config.to_json())
 
@@ -196,8 +200,6 @@ def _existing(path: Path) -> Path:
 
 def _carry_out(phases: Phases) -> Run:
     folder, name = phases.folder, phases.setup.config.strategy
-    if name in NETWORKS:
-        phases.plan()
     with phases.ledger.timed("supernet"):
         phases.supernet()
     with phases.ledger.timed("trust"):

@@ -140,7 +140,7 @@ class PreferenceSearch:
     Raises:
         InputError: no device or no cost, devices that differ in how many costs or features they have, several without
             features, a concentration that is not above 0, an entropy below 0, or a method with parts that belong to
-            one α: edges' weights, regularisers, pruning, trial.
+            one α: edges' weights, regularisers, pruning, trial, a bound on skip connections.
     """
 
     net: nn.Module
@@ -164,9 +164,10 @@ class PreferenceSearch:
         if not (0 < self.concentration < math.inf and 0 <= self.entropy < math.inf):
             raise InputError(f"the concentration of preferences is {self.concentration}, the weight of the entropy "
                              f"{self.entropy}: give numbers above 0, such as 1 and 0.1.")
-        if self.method.edges or self.method.regularisers or self.method.prune or self.method.trial:
+        method = self.method
+        if method.edges or method.regularisers or method.prune or method.trial or method.skips is not None:
             raise InputError("a preference-conditioned search has another α for every preference: give a method without edges' "
-                             "weights, regularisers, pruning and trial.")
+                             "weights, regularisers, pruning, trial and a bound on skip connections.")
         (costs, features), = kinds
         self.inner = DifferentiableSearch(self.net, self.training, self.validation, self.method, self.steps, self.seed,
                                           self.augment)
@@ -193,9 +194,10 @@ class PreferenceSearch:
         second = batches(self.validation, min(batch, len(self.validation)), self.augment, self.seed, 2 * self.done + 1)
         for _ in range(min(steps, self.steps - self.done)):
             train, r = next(first), self.drawn()
-            if inner.progress >= self.method.still:
+            moves, rest = divmod(self.done, self.method.every)
+            if inner.progress >= self.method.still and not rest:
                 val = next(second)
-                if not self.spread or self.done % max(1, self.steps // RANGED) == 0:
+                if not self.spread or moves % max(1, self.steps // (RANGED * self.method.every)) == 0:
                     self.spread = self.loss_range(val)
                 step(self.hyper, self._adam, r, [(d.features, self._slopes(d, r, train, val)) for d in self.devices],
                      self.entropy)

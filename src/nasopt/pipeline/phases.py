@@ -64,6 +64,22 @@ WITNESSES = 8
 """Architectures that are trained alone to see whether shared weights rank them the same way."""
 
 
+def seconds_of(config: Config, phase: str) -> float:
+    """The share of the time budget that a phase has. Gradient strategies have no warm start, and its time for the search."""
+    if config.strategy in GRADIENT and phase == "search":
+        return (SHARES["warm start"] + SHARES["search"]) * config.seconds
+    return SHARES[phase] * config.seconds
+
+
+def planned(setup: Setup) -> relaxed.Plan:
+    """How a gradient strategy's time is to be divided.
+
+    Raises:
+        InputError: there is too little.
+    """
+    return relaxed.plan(setup, setup.config.strategy, seconds_of(setup.config, "search"))
+
+
 @dataclass(frozen=True, eq=False)
 class Phases:
     """The phases of one run over its set-up, storage and folder. Call them in the order in which they stand here."""
@@ -79,10 +95,8 @@ class Phases:
         return Ledger(self.storage)
 
     def seconds(self, phase: str) -> float:
-        """The share of the time budget that a phase has. Gradient strategies have no warm start, and its time for the search."""
-        if self.setup.config.strategy in GRADIENT and phase == "search":
-            return (SHARES["warm start"] + SHARES["search"]) * self.setup.config.seconds
-        return SHARES[phase] * self.setup.config.seconds
+        """The share of the time budget that a phase has."""
+        return seconds_of(self.setup.config, phase)
 
     def spent(self) -> float:
         """Seconds of all phases so far."""
@@ -250,13 +264,13 @@ class Phases:
         if name not in NETWORKS:
             return make(name, self.setup.problem, self.setup.config.seed, initial)
         net = relaxed.network(self.setup, relaxed.recipe_of(name), None if "error" in self.supernet() else self.shared)
-        stride = self.ledger.remember("stride", lambda: {"slices": relaxed.stride(self.seconds(title), self._evaluation())})
+        stride = self.ledger.remember("stride", lambda: {
+            "slices": relaxed.stride(self.seconds(title), self._evaluation(), self.setup.config.trials)})
         return relaxed.strategy(self.setup, name, net, self.plan(), stride["slices"], self.storage, initial)
 
     def plan(self) -> relaxed.Plan:
-        """How a gradient strategy's time is divided. Asked at the beginning, so that too little time is told then."""
-        return relaxed.Plan(**self.ledger.remember("plan", lambda: asdict(
-            relaxed.plan(self.setup, self.setup.config.strategy, self.seconds("search")))))
+        """How a gradient strategy's time is divided."""
+        return relaxed.Plan(**self.ledger.remember("plan", lambda: asdict(planned(self.setup))))
 
     def _evaluation(self) -> float:
         """Seconds that the search's estimator takes for a random architecture, about."""

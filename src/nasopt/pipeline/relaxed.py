@@ -8,12 +8,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from nasopt.errors import InputError
 from nasopt.nets.differentiable import DifferentiableSearch
 from nasopt.pipeline.setup import PARTIAL, Setup
 from nasopt.protocols import Strategy
+from nasopt.seed import integer
 from nasopt.space import Arch
 from nasopt.strategies.bayes import DESIGN
 from nasopt.strategies.catalogue import COMBINED, members
@@ -31,8 +33,8 @@ WATCHING = 0.1
 PULL = 0.01
 """How strongly the best trials of all members draw the α of a hybrid."""
 
-TRIED = 3
-"""Steps that are timed, after one that is not."""
+TRIED = 4
+"""Steps that are timed, after one that is not. α moves in half of them where it moves in half of all steps."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,12 @@ def recipe_of(strategy: str) -> str:
 
 def network(setup: Setup, name: str, shared: nn.Module | None) -> nn.Module:
     """What a recipe relaxes: a network of the space with partial channels, if the recipe and the space have them; else one that
-    begins with the shared weights, if they were trained."""
+    begins with the shared weights, if they were trained. The seed decides the weights of a new one."""
     build, parts = PARTIAL.get(setup.config.space), RECIPES[name].partial
     if parts > 1 and build is not None:
-        return build(setup.dataset.input_shape, len(setup.dataset.classes), parts)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(integer(setup.config.seed, 0, "weights"))
+            return build(setup.dataset.input_shape, len(setup.dataset.classes), parts)
     return copy.deepcopy(setup.net if shared is None else shared)
 
 
@@ -100,10 +104,11 @@ def strategy(setup: Setup, name: str, net: nn.Module, plan: Plan, stride: int, b
                      overheads={recipe: stride * plan.steps / SLICES * plan.step})
 
 
-def stride(seconds: float, evaluation: float) -> int:
+def stride(seconds: float, evaluation: float, trials: int | None = None) -> int:
     """Slices before every ask, so that the evaluations, of so many seconds each, fit into what the training leaves of the
-    search's time."""
-    return math.ceil(SLICES / max(1, int((1 - SHARE) * seconds / evaluation)))
+    search's time, and that all slices are trained before so many trials are over."""
+    fit = int((1 - SHARE) * seconds / evaluation)
+    return math.ceil(SLICES / max(1, fit if trials is None else min(fit, trials)))
 
 
 def _search(setup: Setup, name: str, net: nn.Module, steps: int) -> DifferentiableSearch:

@@ -253,8 +253,8 @@ class _Loop:
         while not self.stopped and self.executor.free() > 0 and self._room() > 0 and not self._late():
             if not self.waiting:
                 self._ask(min(max(self.batch, self.executor.free()), self._room()))
-            if not self.waiting or (self._late() and (self.trials or self.running)):
-                return  # a run whose first ask takes all its time, such as one that trains a network, still has one trial
+            if not self.waiting or self._late():
+                return
             self.executor.submit(self.waiting.popleft(), self.estimate)
             self.running += 1
 
@@ -292,7 +292,9 @@ class _Loop:
         return self.before + time.perf_counter() - self.began
 
     def _late(self) -> bool:
-        return self.budget.seconds is not None and self._spent() >= self.budget.seconds
+        """Never before the first trial: a run whose first ask takes all its time, such as one that trains a network, has one."""
+        begun = bool(self.trials or self.running)
+        return begun and self.budget.seconds is not None and self._spent() >= self.budget.seconds
 
     def _room(self) -> int:
         """Trials that the budget still allows to begin."""

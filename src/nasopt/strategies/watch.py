@@ -258,7 +258,8 @@ def recording(slices: Sequence[Slice]) -> Recording:
     close = [(w.gradient, w.deep) for w in seen if w.deep is not None]
     if len(seen) < len(slices) or not close:
         raise InputError(f"of {len(slices)} slices of the gradient search {len(seen)} were watched, {len(close)} closely, and it "
-                         "takes all of them, and one closely: let the search end, or search anew if it became infinite.")
+                         "takes all of them, and one closely: let the search end, give it more time if it did, or search anew if "
+                         "it became infinite.")
     points = np.stack([torch.cat([a.flatten() for a in s.scores]).numpy() for s in slices])
     for before, after in pairwise(points):
         after[~np.isfinite(after)] = before[~np.isfinite(after)]
@@ -329,6 +330,8 @@ def alarms(slices: Sequence[Slice], limit: float, flat: float | None, guard: boo
 
 
 def _flatness(slices: Sequence[Slice]) -> float:
-    """R-DARTS's quotient of the mean curvatures of the earlier and the later half; infinite where the later is not positive."""
-    before, now = (float(np.mean([s.curvature for s in part])) for part in (slices[:WINDOW], slices[WINDOW:]))
-    return before / now if now > 0 else math.inf
+    """R-DARTS's quotient of the mean curvatures of the earlier and the later half, of the slices that have one; infinite where
+    the later is not positive, or either is unknown."""
+    known = ([s.curvature for s in part if math.isfinite(s.curvature)] for part in (slices[:WINDOW], slices[WINDOW:]))
+    before, now = (float(np.mean(part)) if part else math.nan for part in known)
+    return before / now if now > 0 and math.isfinite(before) else math.inf
