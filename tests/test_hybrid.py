@@ -110,7 +110,7 @@ def test_who_costs_less_is_asked_more() -> None:
 
 def test_what_an_ask_costs_besides_its_trial_counts() -> None:
     values, costs = {"quick": 5.0, "slow": 5.0}, {"quick": 1.0, "slow": 1.0}
-    strategy, by = fed(values, costs, overheads={"slow": 8.0})  # type: ignore[arg-type]
+    strategy, by = fed(values, costs, overheads={"slow": lambda: 8.0})  # type: ignore[arg-type]
     dear, same = fed(values, {"quick": 1.0, "slow": 9.0})
     assert strategy.credit == dear.credit and by == same
     assert by[10:].count("quick") > 2 * by[10:].count("slow")

@@ -101,7 +101,7 @@ def strategy(setup: Setup, name: str, net: nn.Module, plan: Plan, stride: int, b
     if name != COMBINED:
         return found
     return Portfolio(problem, seed, {**members(problem, seed, initial, None, unseen), recipe: found}, start=DESIGN,
-                     overheads={recipe: stride * plan.steps / SLICES * plan.step})
+                     overheads={recipe: lambda: stride * plan.steps / SLICES * plan.step if found.training else 0.0})
 
 
 def stride(seconds: float, evaluation: float, trials: int | None = None) -> int:

@@ -213,10 +213,15 @@ class Gradient:
         self._train_on(self.slices)
         return self.architecture
 
+    @property
+    def training(self) -> bool:
+        """Whether slices are left to train."""
+        return self._back is None and len(self.history) < self.slices
+
     def _train_on(self, slices: int) -> None:
         """Trains so many slices, at most those that are left."""
         for _ in range(slices):
-            if self._back is None and len(self.history) < self.slices:
+            if self.training:
                 self._advance()
 
     def _candidate(self, number: int) -> Rows:

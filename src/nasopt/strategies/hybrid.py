@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -42,7 +42,8 @@ class Portfolio:
         floor: share of the asks that is spread evenly over the members whatever their credit, so that none is lost.
         memory: what a trial counts for in its member's credit after each later trial of this member.
         start: asks that the first member makes before the others have their turn: the design that its model needs.
-        overheads: seconds that an ask of a member costs besides its trial, such as training; 0 of those that are not named.
+        overheads: seconds that the next ask of a member will cost besides its trial, such as training; none of those that are
+            not named.
 
     Raises:
         InputError: no member, or a share that is none.
@@ -50,7 +51,7 @@ class Portfolio:
 
     def __init__(self, problem: Problem, seed: int, members: Mapping[str, Strategy], *, isolated: bool = False,
                  floor: float = 0.1, memory: float = 0.9, start: int = 0,
-                 overheads: Mapping[str, float] = MappingProxyType({})) -> None:
+                 overheads: Mapping[str, Callable[[], float]] = MappingProxyType({})) -> None:
         if not members:
             raise InputError("a portfolio needs at least one member.")
         if not 0 < floor <= 1 or not 0 <= memory <= 1:
@@ -58,7 +59,7 @@ class Portfolio:
         self.problem, self.seed = problem, seed
         self._members, self._isolated, self._floor, self._memory = dict(members), isolated, floor, memory
         self._start, self._overheads = start, overheads
-        self._own: dict[int, tuple[str, int]] = {}
+        self._own: dict[int, tuple[str, int, float]] = {}
         self._asked = dict.fromkeys(self._members, 0)
         self._gain = dict.fromkeys(self._members, 0.0)
         self._cost = dict.fromkeys(self._members, 0.0)
@@ -82,8 +83,8 @@ class Portfolio:
     def tell(self, trials: Sequence[Trial]) -> None:
         """Takes trials in any order, those of other strategies included."""
         for trial in trials:
-            name, number = self._own.get(trial.ask.number, ("", -1))
-            self._reward(name, trial)
+            name, number, overhead = self._own.get(trial.ask.number, ("", -1, 0.0))
+            self._reward(name, trial, overhead)
             if not self._isolated:
                 for member in self._members.values():
                     member.tell([trial])
@@ -105,20 +106,20 @@ class Portfolio:
     def _ask(self, name: str, number: int) -> Ask | None:
         """One ask of a member under the portfolio's number, or None. Isolated members count for themselves."""
         own = self._asked[name] if self._isolated else number
+        overhead = self._overheads[name]() if name in self._overheads else 0.0
         asks = self._members[name].ask(1, own)
         if not asks:
             return None
         self._asked[name] += 1
-        self._own[number] = name, own
+        self._own[number] = name, own, overhead
         return replace(asks[0], number=number, by=name)
 
-    def _reward(self, name: str, trial: Trial) -> None:
+    def _reward(self, name: str, trial: Trial, overhead: float) -> None:
         """Credits the member with what the trial added to the hypervolume, in the frame of all that was found so far."""
         gain = self._added(trial)
         if name:
             self._gain[name] = self._memory * self._gain[name] + gain
-            cost = max(trial.cost, LEAST_COST) + self._overheads.get(name, 0.0)
-            self._cost[name] = self._memory * self._cost[name] + cost
+            self._cost[name] = self._memory * self._cost[name] + max(trial.cost, LEAST_COST) + overhead
 
     def _added(self, trial: Trial) -> float:
         """What the trial adds to the hypervolume of the front; changes the front."""
