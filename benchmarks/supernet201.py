@@ -153,7 +153,9 @@ SEARCHES: Mapping[str, Callable[[Options, str, int], tuple[Arch, dict[str, float
 def once(options: Options, name: str, seed: int) -> dict[str, Any]:
     """One search: the architecture that it comes to, the minutes of processor time, and what else it says."""
     torch.set_num_threads(1)
-    file = None if options.keep is None else options.keep / f"supernet201-{name}-{seed}.json"
+    sizes = [options.steps, options.channels, options.cells, options.size, options.images]
+    words = [name, seed, *sizes, *([f"{options.minutes:g}"] if name not in RECIPES else [])]
+    file = None if options.keep is None else options.keep / f"supernet201-{'-'.join(map(str, words))}.json"
     if file is not None and file.is_file():
         return dict(json.loads(file.read_text()))
     began = time.process_time()
