@@ -40,7 +40,7 @@ def run(setup: Setup, tmp_path: Path) -> Path:
     folder = Folder(tmp_path / "run")
     folder.path.mkdir()
     storage = Sqlite(folder.study)
-    job._begin(storage, setup, Sampled([], [], []))
+    job._begin(storage, setup, Sampled([], [], []), None)
     storage.close()
     folder.save_split(setup.split)
     folder.write_json("results.json", {"front": [], "dominated": [], "designed": [
