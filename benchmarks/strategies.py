@@ -40,9 +40,6 @@ SLOW_FRONTS = {"gp": (6, 500), "hybrid": (6, 500), "optuna-tpe": (6, 200), "gp-l
                "forest": (6, 150), "optuna-gp": (6, 50)}
 """The same for three objectives."""
 
-PYMOO = 20
-"""Seeds of pymoo."""
-
 PROXIES = ("c10__naswot", "c10__logsynflow")
 """Zero-cost proxies that cost no training; their values come with NAS-Bench-201's table."""
 
@@ -153,7 +150,7 @@ def front201(options: argparse.Namespace) -> None:
         runs = searches(task, chosen, max(marks), options, SLOW_FRONTS)
         if options.only is None:
             with ProcessPoolExecutor() as pool:
-                work = ((task, seed, max(marks)) for seed in range(min(options.seeds, PYMOO)))
+                work = ((task, seed, max(marks)) for seed in range(options.seeds))
                 runs += pool.map(pymoo, *zip(*work, strict=True))
         rows = []
         for row in bench.summary(ready.problem, runs, ready.front, marks):
@@ -172,7 +169,6 @@ def front201(options: argparse.Namespace) -> None:
 def pymoo(task: bench.Task, seed: int, queries: int) -> dict[str, Any]:
     """pymoo's NSGA-II, population 20, on rows of integers; a record as `bench.one` makes it."""
     from pymoo.algorithms.moo.nsga2 import NSGA2
-    from pymoo.core.evaluator import Evaluator
     from pymoo.core.problem import Problem
     from pymoo.operators.crossover.ux import UniformCrossover
     from pymoo.operators.mutation.pm import PM
@@ -191,13 +187,14 @@ def pymoo(task: bench.Task, seed: int, queries: int) -> dict[str, Any]:
     algorithm.setup(given, termination=("n_eval", queries), seed=seed, verbose=False)
     while algorithm.has_next():
         population = algorithm.ask()
-        metrics = [dict(ready.more(Ask(0, arch))) for arch in lay.archs(population.get("X").astype(np.int64))]
+        archs = lay.archs(lay.canonical(population.get("X").astype(np.int64)))
+        metrics = [dict(ready.more(Ask(0, arch))) for arch in archs]
         values = np.nan_to_num([ready.problem.values(m) for m in metrics], posinf=1e9)
         over = np.array([[m.get(c.name, 0.0) - c.upper for c in task.constraints] for m in metrics])
-        Evaluator().eval(StaticProblem(given, F=values, **({"G": over} if task.constraints else {})), population)
+        algorithm.evaluator.eval(StaticProblem(given, F=values, **({"G": over} if task.constraints else {})), population)
         algorithm.tell(infills=population)
-        trials += [{"architecture": labels(ready.problem.space, arch), "metrics": m, "seconds": 0.0}
-                   for arch, m in zip(lay.archs(population.get("X").astype(np.int64)), metrics, strict=True)]
+        trials += [{"architecture": labels(ready.problem.space, arch), "metrics": m, "fidelity": 1.0, "seconds": 0.0}
+                   for arch, m in zip(archs, metrics, strict=True)]
     return {"strategy": "pymoo NSGA-II", "seed": seed, "trials": trials[:queries], "stopped": "", "seconds": 0.0}
 
 

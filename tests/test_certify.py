@@ -27,6 +27,7 @@ from nasopt.pipeline.setup import Config, Setup, prepare
 from nasopt.report import figures, html
 from nasopt.run.storage import Sqlite
 from nasopt.strategies.gradient import RECIPES, Gradient
+from nasopt.strategies.hybrid import Portfolio
 from nasopt.strategies.watch import recording
 from nasopt.tasks.data import Dataset
 from nasopt.trial import Objective
@@ -179,11 +180,13 @@ def test_the_seed_decides_the_weights_of_a_network_with_partial_channels() -> No
     assert torch.equal(one, two)
 
 
-def test_a_run_plans_its_watching_tells_of_alarms_and_reports_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Config("bars", "own", (Objective("error"),), strategy="darts1", seconds=20.0)
+@pytest.mark.parametrize("name", ["darts1", "hybrid-gradient"])
+def test_a_run_plans_its_watching_tells_of_alarms_and_reports_them(name: str, tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config("bars", "own", (Objective("error"),), strategy=name, seconds=20.0)
     torch.manual_seed(0)
     setup, folder, lines = prepared(config), Folder(tmp_path), list[str]()
-    planned = relaxed.plan(setup, "darts1", 1000.0)
+    planned = relaxed.plan(setup, name, 1000.0)
     assert planned.steps >= 20 and 20 % planned.watch == 0
     monkeypatch.setattr(Phases, "trust", lambda self: {"fallback": False})
     monkeypatch.setattr(Phases, "_train_supernet", lambda self: {"error": "not now"})
@@ -195,10 +198,11 @@ def test_a_run_plans_its_watching_tells_of_alarms_and_reports_them(tmp_path: Pat
     monkeypatch.setattr("nasopt.strategies.gradient.agreement", lambda *given: -0.5)
     with closing(Sqlite(folder.study)) as storage:
         run = Phases(setup, storage, folder, Display(lines.append, False))
-        run.search("darts1", storage)
-        strategy = run._strategy("darts1", "search", [])
-        assert isinstance(strategy, Gradient) and strategy.guard and strategy.watch == 10
-        found = certify.report(storage, "darts1")
+        run.search(name, storage)
+        strategy = run._strategy(name, "search", [])
+        member = strategy.members["nasopt"] if isinstance(strategy, Portfolio) else strategy
+        assert isinstance(member, Gradient) and member.guard and member.watch == 10
+        found = certify.report(storage, name)
         assert certify.report(storage, "hybrid") is None and certify.report(storage, "gdas") is None
     assert [line for line in lines if "correlation" in line and line.startswith("Alarm after slice")]
     assert found is not None and found["alarms"][0]["name"] == "ranks"

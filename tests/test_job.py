@@ -145,14 +145,14 @@ def test_the_hybrid_with_gradients_has_them_as_a_member(data: Path, tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         search(data, tmp_path / "run", strategy="hybrid-gradient", budget=300.0, trials=4)
     portfolio, = made
-    member = portfolio._members["nasopt"]
-    assert set(portfolio._members) == {"gp", "gp-lcb", "local", "nsga2", "nasopt"}
+    member = portfolio.members["nasopt"]
+    assert set(portfolio.members) == {"gp", "gp-lcb", "local", "nsga2", "nasopt"}
     assert member.pull > 0 and len(member._told) == 4 and member.training
     assert portfolio._overheads["nasopt"]() == 2 * 40 / 20 * 0.5
     member.blobs = None
     member.finish()
     assert portfolio._overheads["nasopt"]() == 0
-    assert all(m._unseen is member._seen for name, m in portfolio._members.items() if name in ("gp", "local"))
+    assert all(m._unseen is member._seen for name, m in portfolio.members.items() if name in ("gp", "local"))
 
 
 def test_a_gradient_search_that_was_interrupted_comes_to_the_same_weights(data: Path, tmp_path: Path,

@@ -296,8 +296,12 @@ class DifferentiableSearch:
     # ------------------------------------------------------------------------------------------------------------ a loss
     def loss(self, batch: Batch, parameters: Tensors, weights: dict[str, Tensor] | None = None) -> Tensor:
         """The cross-entropy of a batch (x, labels), given α and the edges' parameters, and weights instead of the network's."""
+        return self.loss_of(self.mixes(parameters), batch, weights)
+
+    def loss_of(self, mixes: Sequence[Mix], batch: Batch, weights: dict[str, Tensor] | None = None) -> Tensor:
+        """The same, given how every group mixes its options."""
         x, y = batch
-        with relaxed.mixed(self.net, self.mixes(parameters)), autocast(), Depthwise():
+        with relaxed.mixed(self.net, mixes), autocast(), Depthwise():
             logits = self.net(x) if weights is None else torch.func.functional_call(self.net, weights, (x,))
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
             return functional.cross_entropy(wide, y, label_smoothing=self.method.recipe.smoothing)

@@ -38,6 +38,7 @@ from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
 from nasopt.strategies.catalogue import GRADIENT, NETWORKS, make
 from nasopt.strategies.gradient import Gradient
+from nasopt.strategies.hybrid import Portfolio
 from nasopt.strategies.stopping import SmallGain
 from nasopt.trial import Ask, Metrics, Study, Trial
 
@@ -254,8 +255,9 @@ class Phases:
                            watch=self._narrate(watch, title), stop=stop)
         if study.stopped == INTERRUPTED:
             raise KeyboardInterrupt
-        for alarm in strategy.alarms if isinstance(strategy, Gradient) else ():
-            self.display.log(alarm.text())
+        for member in strategy.members.values() if isinstance(strategy, Portfolio) else [strategy]:
+            for alarm in member.alarms if isinstance(member, Gradient) else ():
+                self.display.log(alarm.text())
         self.ledger.store(f"stopped {title}", study.stopped)
         return study
 

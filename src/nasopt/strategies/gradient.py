@@ -168,7 +168,6 @@ class Gradient:
         self._seen = self.unseen or Unseen(self.problem)
         self._kept = self._recall()
         self._back: int | None = None
-        self._measured: list[tuple[Arch, float]] = []
         self._told: list[Trial] = []
 
     def ask(self, n: int, first: int) -> list[Ask]:
@@ -188,8 +187,6 @@ class Gradient:
         full = [t for t in trials if t.ask.fidelity >= 1]
         self._seen.add_archs([t.ask.arch for t in full])
         self._told += full
-        self._measured += [(t.ask.arch, t.metrics["error"]) for t in full
-                           if t.error is None and np.isfinite(t.metrics.get("error", np.nan))]
 
     @property
     def architecture(self) -> Arch:
@@ -256,13 +253,15 @@ class Gradient:
             for _ in search.settle(max(1, search.steps // (10 * sum(g.rows for g in search.groups)))):
                 pass
         scores = tuple(a.detach().masked_fill(~k, -torch.inf) for a, k in zip(search.alphas, search.allowed, strict=True))
+        measured = [(t.ask.arch, t.metrics["error"]) for t in self._told
+                    if t.error is None and np.isfinite(t.metrics.get("error", np.nan))]
         seen = watch(search, self.seed, number, number % self.watch == 0) if self.watch else None
         ends = None if seen is None else seen.extremes
         if self.flat is not None:
             ends = curvature(search, 128, rng(self.seed, number, "curvature"))
         loss = float(np.mean(losses)) if losses else np.nan
         return Slice(search.architecture(), scores, loss, skip_share(search, scores), evenness(scores),
-                     np.nan if ends is None else ends.high, agreement(search, scores, self._measured), len(self._measured), seen)
+                     np.nan if ends is None else ends.high, agreement(search, scores, measured), len(measured), seen)
 
     def _guide(self) -> tuple[float, list[Tensor]] | None:
         """What the best trials choose, and how much that counts."""

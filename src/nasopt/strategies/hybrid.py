@@ -57,18 +57,18 @@ class Portfolio:
         if not 0 < floor <= 1 or not 0 <= memory <= 1:
             raise InputError(f"floor {floor} and memory {memory} must be shares of 1, and the floor above 0.")
         self.problem, self.seed = problem, seed
-        self._members, self._isolated, self._floor, self._memory = dict(members), isolated, floor, memory
+        self.members, self._isolated, self._floor, self._memory = dict(members), isolated, floor, memory
         self._start, self._overheads = start, overheads
         self._own: dict[int, tuple[str, int, float]] = {}
-        self._asked = dict.fromkeys(self._members, 0)
-        self._gain = dict.fromkeys(self._members, 0.0)
-        self._cost = dict.fromkeys(self._members, 0.0)
+        self._asked = dict.fromkeys(self.members, 0)
+        self._gain = dict.fromkeys(self.members, 0.0)
+        self._cost = dict.fromkeys(self.members, 0.0)
         self._archive: Archive[None] = Archive(len(problem.objectives))
 
     @property
     def credit(self) -> dict[str, float]:
         """Hypervolume added per second, of every member; 0 of one without trials, which the floor alone gives a chance."""
-        return {name: self._gain[name] / self._cost[name] if self._cost[name] > 0 else 0.0 for name in self._members}
+        return {name: self._gain[name] / self._cost[name] if self._cost[name] > 0 else 0.0 for name in self.members}
 
     def ask(self, n: int, first: int) -> list[Ask]:
         """Up to ``n``; fewer while all members wait for trials, in the end none, when the space is exhausted."""
@@ -86,14 +86,14 @@ class Portfolio:
             name, number, overhead = self._own.get(trial.ask.number, ("", -1, 0.0))
             self._reward(name, trial, overhead)
             if not self._isolated:
-                for member in self._members.values():
+                for member in self.members.values():
                     member.tell([trial])
             elif name:
-                self._members[name].tell([replace(trial, ask=replace(trial.ask, number=number))])
+                self.members[name].tell([replace(trial, ask=replace(trial.ask, number=number))])
 
     def _order(self, number: int) -> list[str]:
         """The members in the order in which they are tried."""
-        names = list(self._members)
+        names = list(self.members)
         if self._isolated:
             return sorted(names, key=self._asked.__getitem__)
         if sum(self._asked.values()) < self._start:
@@ -107,7 +107,7 @@ class Portfolio:
         """One ask of a member under the portfolio's number, or None. Isolated members count for themselves."""
         own = self._asked[name] if self._isolated else number
         overhead = self._overheads[name]() if name in self._overheads else 0.0
-        asks = self._members[name].ask(1, own)
+        asks = self.members[name].ask(1, own)
         if not asks:
             return None
         self._asked[name] += 1
