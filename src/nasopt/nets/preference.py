@@ -37,11 +37,10 @@ from nasopt.space import connected, key, layout
 Slopes: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """α of every group -> the gradient of r·L there, of the same shapes."""
 
-METHOD = Method(relaxation=relax.gumbel_hard, lr=3e-3, decay=0.0, still=0.25)
-"""The weights are trained on one path a step, drawn from softmax(α): uniform ones at first, while H rests."""
-
-DRAWS = 8
-"""Architectures whose losses are compared in a step of H."""
+METHOD = Method(relaxation=relax.uniform, draws=8, lr=3e-3, decay=0.0, still=0.5)
+"""The weights are trained on uniform paths, for half of the time alone, so that what H prefers is not better for being trained
+more; H learns from the losses of drawn architectures. A mixture's gradient sees little harm in cutting a path: normalisation
+after it makes up for the scale."""
 
 
 class Hypernetwork(nn.Module):
@@ -201,7 +200,7 @@ class PreferenceSearch:
                 val = next(second)
                 if not self.spread or moves % max(1, self.steps // (RANGED * self.method.every)) == 0:
                     self.spread = self.loss_range(val)
-                step(self.hyper, self._adam, r, [(d.features, self._slopes(d, r, val)) for d in self.devices],
+                step(self.hyper, self._adam, r, [(d.features, self._slopes(d, r, train, val)) for d in self.devices],
                      self.entropy)
             with torch.no_grad():
                 self._move(self.hyper(r, self.devices[self.done % len(self.devices)].features))
@@ -220,30 +219,14 @@ class PreferenceSearch:
             for mine, alpha in zip(self.inner.alphas, alphas, strict=True):
                 mine.copy_(alpha)
 
-    def _slopes(self, device: Device, r: Tensor, val: Batch) -> Slopes:
+    def _slopes(self, device: Device, r: Tensor, train: Batch, val: Batch) -> Slopes:
         def found(alphas: Sequence[Tensor]) -> list[Tensor]:
             self._move(alphas)
-            loss = [slope / self.spread for slope in self.loss_slopes(val)]
-            parts = zip(*([loss, *self.inner.cost_slopes(device.costs)]), strict=True)
+            loss = [slope / self.spread for slope in self.inner.slopes(train, val)]
+            parts = zip(*([loss[:len(alphas)], *self.inner.cost_slopes(device.costs)]), strict=True)
             return [torch.stack([share * slope for share, slope in zip(r.tolist(), part, strict=True)]).sum(0) for part in parts]
 
         return found
-
-    @torch.no_grad()
-    def loss_slopes(self, val: Batch) -> list[Tensor]:
-        """∇_α E[L_val(a)] over architectures a drawn from softmax(α), estimated without bias from `DRAWS` of them: mean of
-        (L_val(a) - the mean of the others') · ∇_α ln p(a) (Williams 1992; Kool et al., DeepRLStructPred at ICLR 2019)."""
-        p = [a.softmax(1) for a in self.inner.alphas]
-        drawn = [self._one_hot(p, k) for k in range(DRAWS)]
-        losses = torch.stack([self.inner.loss_of([relaxed.mix(w) for w in each], val) for each in drawn])
-        advantages = (losses - losses.mean()) / (DRAWS - 1)
-        return [torch.einsum("k,kro->ro", advantages, torch.stack(rows) - q) for q, rows in zip(p, zip(*drawn, strict=True),
-                                                                                               strict=True)]
-
-    def _one_hot(self, p: Sequence[Tensor], number: int) -> list[Tensor]:
-        """The options of one architecture, (rows, options) of every group."""
-        generator = torch.Generator().manual_seed(seeds.integer(self.seed, self.done * DRAWS + number, "draw"))
-        return [torch.zeros_like(q).scatter(1, torch.multinomial(q, 1, generator=generator), 1.0) for q in p]
 
     @torch.no_grad()
     def loss_range(self, batch: Batch) -> float:
@@ -256,7 +239,8 @@ class PreferenceSearch:
             activate(self.net, arch)
             with autocast(), Depthwise():
                 losses.append(functional.cross_entropy(self.net(x).float(), y).item())
-        return max(LEAST, float(np.subtract(*np.quantile(losses, [0.9, 0.1]))))
+        low, high = np.quantile(losses, [0.1, 0.9])
+        return max(LEAST, float(high - low))
 
     # ----------------------------------------------------------------------------------------------------- architectures
     @torch.no_grad()
