@@ -1,11 +1,12 @@
 """Shows: what differentiable search finds on a real supernet, judged by a real table that it does not see: NAS-Bench-201.
 
-    python benchmarks/supernet201.py --data CIFAR-10 [--tables FOLDER] [--only NAME[@STEPS],...] [--seeds 5] [--steps 1000]
+    python benchmarks/supernet201.py --data CIFAR-10 [--tables FOLDER] [--only NAME[@NUMBER],...] [--seeds 5] [--steps 1000]
         [--channels 8] [--cells 1] [--size 16] [--images 10000] [--keep FOLDER]
 
 The supernet is a small one (8 channels, 1 cell a stage) and so are the images (means of 2 x 2 pixels): half of them train the
-weights, half the architecture. Every run has one thread; what it costs is its processor's time. ``random``, ``one-shot`` and
-``hybrid`` get the time of the dearest recipe, ``--minutes``. With ``--keep`` every run is written there and not repeated.
+weights, half the architecture. Every run has one thread; what it costs is its processor's time. Recipes get ``--steps``,
+``random``, ``one-shot`` and ``hybrid`` get ``--minutes``; a number after a name is instead of that. With ``--keep`` every run is
+written there and not repeated.
 """
 
 from __future__ import annotations
@@ -153,6 +154,7 @@ SEARCHES: Mapping[str, Callable[[Options, str, int], tuple[Arch, dict[str, float
 def once(options: Options, name: str, seed: int) -> dict[str, Any]:
     """One search: the architecture that it comes to, the minutes of processor time, and what else it says."""
     torch.set_num_threads(1)
+    options.steps = int(options.steps)
     sizes = [options.steps, options.channels, options.cells, options.size, options.images]
     words = [name, seed, *sizes, *([f"{options.minutes:g}"] if name not in RECIPES else [])]
     file = None if options.keep is None else options.keep / f"supernet201-{'-'.join(map(str, words))}.json"
@@ -160,8 +162,9 @@ def once(options: Options, name: str, seed: int) -> dict[str, Any]:
         return dict(json.loads(file.read_text()))
     began = time.process_time()
     arch, about = SEARCHES[name](options, name, seed)
-    found = {"search": name, "seed": seed, "steps": options.steps if name in {*RECIPES, "hybrid"} else None,
-             "architecture": dict(arch), "minutes": (time.process_time() - began) / 60, **about}
+    what = f"{options.steps} steps" if name in RECIPES else f"{options.minutes:g} minutes"
+    found = {"search": name, "seed": seed, "given": what, "architecture": dict(arch),
+             "minutes": (time.process_time() - began) / 60, **about}
     if file is not None:
         file.write_text(json.dumps(found))
     print(name, seed, f"{found['minutes']:.1f} min", flush=True)
@@ -193,17 +196,17 @@ def _accuracies(table: tables.Table, archs: Sequence[Arch]) -> list[Any]:
 def report(table: tables.Table, runs: Sequence[Mapping[str, Any]], options: Options) -> None:
     """Writes the record."""
     rows = []
-    for name, steps in dict.fromkeys((run["search"], run["steps"]) for run in runs):
-        own = [run for run in runs if (run["search"], run["steps"]) == (name, steps)]
+    for name, given in dict.fromkeys((run["search"], run["given"]) for run in runs):
+        own = [run for run in runs if (run["search"], run["given"]) == (name, given)]
         ten = table.column(C10).values[[table.row(run["architecture"]) for run in own]]
         skips = [run["skips"] for run in own if "skips" in run]
-        rows.append([name, steps, len(own), *_accuracies(table, [run["architecture"] for run in own]), _interval(ten),
+        rows.append([name, given, len(own), *_accuracies(table, [run["architecture"] for run in own]), _interval(ten),
                      float(np.mean([run["minutes"] for run in own])), float(np.mean(skips)) if skips else None])
     text = (f"Supernet of {options.channels} channels and {options.cells} cells a stage, {options.images} images of "
             f"{options.size} x {options.size} pixels, steps of 64 images. The table gives the accuracy of the "
             "network that a search comes to after 200 epochs of full training; no search sees it.")
     found = {"caption": "Found (%)", "rows": rows, "columns": [
-        "search", "steps", "seeds", "CIFAR-10", "deviation", "minimum", "CIFAR-100 (transfer)",
+        "search", "given", "seeds", "CIFAR-10", "deviation", "minimum", "CIFAR-100 (transfer)",
         "CIFAR-10: interquartile mean, 95 % interval", "processor minutes", "skip share"]}
     without = {"caption": "Without a search (%)", "rows": baselines(table),
                "columns": ["network", "CIFAR-10", "deviation", "minimum", "CIFAR-100"]}
@@ -231,9 +234,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args(argv)
-    asked = [(name, int(steps or options.steps)) for name, _, steps in (word.partition("@") for word in options.only.split(","))]
-    jobs = [(argparse.Namespace(**{**vars(options), "steps": steps}), name, seed)
-            for name, steps in asked for seed in range(options.seeds)]
+    asked = [(name, {"steps" if name in RECIPES else "minutes": float(number)} if number else {})
+             for name, _, number in (word.partition("@") for word in options.only.split(","))]
+    jobs = [(argparse.Namespace(**{**vars(options), **own}), name, seed) for name, own in asked for seed in range(options.seeds)]
     with ProcessPoolExecutor(options.processes) as pool:
         runs = list(pool.map(once, *zip(*jobs, strict=True)))
     report(tables.load(options.tables / "nb201"), runs, options)
