@@ -196,7 +196,6 @@ PARTS: dict[str, tuple[Method, Method | None]] = {
     "dropout": (replace(PLAIN, dropout=relax.constant(0.0)), replace(PLAIN, dropout=half)),
     "still": (replace(PLAIN, still=0.0), replace(PLAIN, still=0.4)),
     "every": (replace(PLAIN, every=1), replace(PLAIN, every=2)),
-    "restarts": (replace(PLAIN, restarts=1), replace(PLAIN, restarts=2)),
     "draws": (replace(PLAIN, draws=0), replace(PLAIN, draws=4)),
     "rates": (replace(PLAIN, rates=cosine), replace(PLAIN, rates=half)),
 }
@@ -261,29 +260,6 @@ def test_alpha_rests_while_it_is_still() -> None:
     assert not any(torch.equal(a, b) for a, b in zip(s.alphas, before, strict=True))
 
 
-def test_a_search_with_restarts_is_one_after_another_and_counts_their_mean() -> None:
-    method = replace(PLAIN, restarts=3, still=0.5, prune=((0.5, 2),))
-    s, ends = search(method), list[list[Tensor]]()
-    weights = s.net.out.largest.weight.detach().clone()
-    for k in range(3):
-        assert (s.number, s.progress) == (max(0, k - 1), float(k > 0))
-        s.run(1)
-        assert s.number == k and s.progress == 0.5 and (s.alphas[0].detach() - s.alphas[0].detach().mean()).abs().max() < 0.01
-        assert not torch.equal(s.net.out.largest.weight, weights), "new weights"
-        weights = s.net.out.largest.weight.detach().clone()
-        s.run(1)
-        ends.append([a.detach().masked_fill(~k, -torch.inf).softmax(1) for a, k in zip(s.alphas, s.allowed, strict=True)])
-        mean = [torch.stack(parts).mean(0) for parts in zip(*ends, strict=True)]
-        assert all(torch.allclose(a, b) for a, b in zip(s.weights(), mean, strict=True))
-        assert all(torch.allclose(a.softmax(1), b) for a, b in zip(s.scores(), mean, strict=True))
-    assert relaxed.nearest(s.net, mean) == s.architecture()
-    s = search(method)
-    for _ in range(3):
-        s.run(1)
-    first = [(2 * e + w) / 3 for e, w in zip(ends[0], s._weights_of_options(), strict=True)]
-    assert all(torch.allclose(a, b) for a, b in zip(s.weights(), first, strict=True)), "half of it, half of its weight"
-
-
 def test_draws_estimate_the_slope_of_the_mean_loss_of_what_alpha_draws() -> None:
     net = nn.Sequential(OneOf({"tanh": nn.Tanh(), "same": nn.Identity(), "conv": Conv2d(1, 1, 3, padding=1)}), nn.Flatten(),
                         Linear(36, 2))
@@ -338,7 +314,7 @@ def test_the_hypergradient_of_a_network_against_central_differences(method: Hype
 @pytest.mark.parametrize("method", [
     PLAIN, replace(PLAIN, recipe=replace(PLAIN.recipe, kernel_lr=0.1)),
     replace(PLAIN, relaxation=relax.dirichlet, edges=True, prune=((0.3, 2),), perturbation="adversarial", radius=half),
-    replace(PLAIN, prune=((0.3, 0.6),), dropout=half), replace(PLAIN, restarts=2), replace(PLAIN, restarts=3, draws=2)])
+    replace(PLAIN, prune=((0.3, 0.6),), dropout=half)])
 def test_a_resumed_search_is_the_uninterrupted_one_bit_for_bit(method: Method) -> None:
     whole = search(method)
     losses = whole.run(3)
@@ -655,8 +631,7 @@ def test_bad_parts_are_refused() -> None:
     ({"betas": (0.5, 1.0)}, r"betas is \(0.5, 1.0\): give two numbers from 0 to below 1"), ({"betas": (-0.1, 0.5)}, "betas is"),
     ({"betas": (0.5,)}, "betas is"), ({"decay": -1e-3}, "decay is -0.001: give a number of 0 or more"),
     ({"start": -1.0}, "start is -1.0"), ({"still": 1.5}, "still is 1.5: give a share from 0 to 1"), ({"still": -0.1}, "still is"),
-    ({"every": 0}, "every is 0: give 1 or more"), ({"restarts": 0}, "restarts is 0: give 1 or more"),
-    ({"restarts": 2, "trial": True}, "leave restarts at 1"), ({"draws": 1}, "draws is 1: give 2 or more, or 0"),
+    ({"every": 0}, "every is 0: give 1 or more"), ({"draws": 1}, "draws is 1: give 2 or more, or 0"),
     ({"draws": 2, "edges": True}, "leave edges and hypergradient"), ({"draws": 2, "hypergradient": Neumann(2, 1)}, "leave edges"),
     ({"prune": ((1.5, 2),)}, r"prune is \(\(1.5, 2\),\): give pairs of a progress from 0 to 1"),
     ({"prune": ((0.5, 2), (0.7, 0))}, "prune is"), ({"prune": ((0.5, 2.5),)}, "prune is"),

@@ -67,9 +67,6 @@ class Method:
         skips: how many skip connections the architecture has in a cell at most (P-DARTS, there in one of two cells); None: any.
         trial: choose each row's option by what the validation loss loses without it (DARTS-PT, Wang et al., ICLR 2021), instead
             of by the largest α.
-        restarts: into how many searches the steps are divided, one after another, each with weights and α of its own and all
-            schedules from 0 to 1. What counts is the mean of their softmax(α): the outcome of a short search depends much on
-            where it began.
         lr, betas, decay: of Adam for α.
         start: deviation of the normal values that α starts with.
         recipe: of the weights' training; ``epochs`` and ``warmup`` are not used.
@@ -94,7 +91,6 @@ class Method:
     dropout: relax.Schedule = ZERO
     skips: int | None = None
     trial: bool = False
-    restarts: int = 1
     lr: float = 3e-4
     betas: tuple[float, float] = (0.5, 0.999)
     decay: float = 1e-3
@@ -110,10 +106,7 @@ class Method:
         if self.draws and (self.edges or self.hypergradient is not FIRST_ORDER):
             raise InputError("a method's draws give no slopes of edges' weights, and stand in place of a hypergradient: leave "
                              "edges and hypergradient as they are, or set draws=0.")
-        if self.trial and self.restarts > 1:
-            raise InputError("a method with trial chooses by the losses of one network: leave restarts at 1.")
         for name, good, remedy in (
-                ("restarts", self.restarts >= 1, "1 or more"),
                 ("draws", self.draws == 0 or self.draws >= 2, "2 or more, or 0 for none"),
                 ("lr", 0 < self.lr < math.inf, "a number above 0"),
                 ("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1"),
@@ -157,8 +150,6 @@ class DifferentiableSearch:
         allowed: which options are left, bool like ``alphas``.
         uneven: of every group, whether its options cannot be added (`nasopt.nets.relaxed.uneven`); one of them is then drawn
             in every step, by `nasopt.nets.relax.gumbel_hard`, whatever the method.
-        ended: the options' weights that the searches before this one came to, summed, of every group (`Method.restarts`).
-        number: which of the searches this is, from 0 on.
         done: steps done, those of `settle` included.
 
     Raises:
@@ -179,8 +170,6 @@ class DifferentiableSearch:
     alphas: list[Tensor] = field(init=False)
     betas: list[Tensor] = field(init=False)
     allowed: list[Tensor] = field(init=False)
-    ended: list[Tensor] = field(init=False)
-    number: int = field(init=False, default=0)
     done: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -190,37 +179,14 @@ class DifferentiableSearch:
                              "for all.")
         self.groups = relaxed.groups(self.net)
         self.uneven = relaxed.uneven(self.net, self.training.normalised(slice(0, 2)))
-        self.alphas = [torch.zeros(g.shape).requires_grad_() for g in self.groups]
+        generator = self._generator("start")
+        self.alphas = [(self.method.start * torch.randn(g.shape, generator=generator)).requires_grad_() for g in self.groups]
         self.betas = [torch.zeros(len(g.targets) if self.method.edges else 0).requires_grad_() for g in self.groups]
         self.allowed = [torch.ones(g.shape, dtype=torch.bool) for g in self.groups]
-        self.ended = [torch.zeros(g.shape) for g in self.groups]
         channels_last(self.net.train())
-        self._begin()
-
-    @torch.no_grad()
-    def _begin(self) -> None:
-        """α, and the optimisers, as at the start of a search."""
-        generator = self._generator("start")
-        for alpha, beta, allowed in zip(self.alphas, self.betas, self.allowed, strict=True):
-            alpha.copy_(self.method.start * torch.randn(alpha.shape, generator=generator))
-            beta.zero_()
-            allowed.fill_(True)
         self._weights = optimisers(self.net, self.method.recipe)
         self._adam = torch.optim.Adam([*self.alphas, *self.betas], self.method.lr, self.method.betas,
                                       weight_decay=self.method.decay)
-
-    def _begin_again(self) -> None:
-        """The next of the searches: remembers what this one came to, and draws the weights of every module that can
-        (``reset_parameters``) anew."""
-        for total, weights in zip(self.ended, self._weights_of_options(), strict=True):
-            total += weights
-        self.number += 1
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeds.integer(self.seed, self.done, "differentiable weights"))
-            for module in self.net.modules():
-                if callable(reset := getattr(module, "reset_parameters", None)):
-                    reset()
-        self._begin()
 
     # ------------------------------------------------------------------------------------------------------------ a step
     def run(self, steps: int) -> list[float]:
@@ -235,8 +201,6 @@ class DifferentiableSearch:
         inner = batches(self.training, batch, self.augment, self.seed, 2 * self.done)
         outer = batches(self.validation, min(batch, len(self.validation)), self.augment, self.seed, 2 * self.done + 1)
         for _ in range(min(steps, self.steps - self.done)):
-            if self.done == self._bound(self.number + 1):
-                self._begin_again()
             self._prune()
             train = next(inner)
             if self.progress >= self.method.still and self.done % self.method.every == 0:
@@ -247,13 +211,8 @@ class DifferentiableSearch:
 
     @property
     def progress(self) -> float:
-        """From 0 to 1, in each of the searches."""
-        start, end = self._bound(self.number), self._bound(self.number + 1)
-        return min(1.0, (self.done - start) / (end - start))
-
-    def _bound(self, number: int) -> int:
-        """At which step the search of this number begins."""
-        return round(self.steps * number / self.method.restarts)
+        """From 0 to 1."""
+        return min(1.0, self.done / self.steps)
 
     def _step_alphas(self, train: Batch, val: Batch) -> None:
         gradient = self.slopes(train, val)
@@ -404,35 +363,20 @@ class DifferentiableSearch:
         """The architecture of the largest α. Where edges compete, as in DARTS's cells, what counts is the weight of their best
         operation, softmax(α) (FairDARTS: σ(α)), times that of the edge. Of more skip connections in a cell than the method allows
         the weakest give way."""
-        found, most = self.weights(), self.method.skips
-        return relaxed.nearest(self.net, found, self.allowed if most is None else
-                               relaxed.few_skips(self.net, found, self.allowed, most))
-
-    def weights(self) -> list[Tensor]:
-        """What every option of every group counts: `architecture`'s, of this search and those before it, each as much as was
-        trained of it."""
-        share = self.progress if self.number else 1.0
-        return [(total + share * own) / (self.number + share)
-                for total, own in zip(self.ended, self._weights_of_options(), strict=True)]
-
-    def _weights_of_options(self) -> list[Tensor]:
         found = []
         for group, alpha, beta, allowed in zip(self.groups, self.alphas, self.betas, self.allowed, strict=True):
             scores = alpha.detach().masked_fill(~allowed, -torch.inf)
             weights = scores.sigmoid() if self.method.relaxation is relax.sigmoid else scores.softmax(1)
             found.append(weights * _by_target(beta.detach(), group.targets)[:, None] if len(beta) else weights)
-        return found
-
-    def scores(self) -> list[Tensor]:
-        """α of every group, -inf for options that are no longer allowed; after a restart the logarithm of `weights`."""
-        if self.number:
-            return [w.log() for w in self.weights()]
-        return [a.detach().masked_fill(~k, -torch.inf) for a, k in zip(self.alphas, self.allowed, strict=True)]
+        most = self.method.skips
+        return relaxed.nearest(self.net, found, self.allowed if most is None else
+                               relaxed.few_skips(self.net, found, self.allowed, most))
 
     def sample(self, number: int) -> dict[str, int]:
         """A random architecture: every option with its probability softmax(α)."""
         generator = torch.Generator().manual_seed(seeds.integer(self.seed, number, "differentiable sample"))
-        return relaxed.draw(self.net, self.scores(), generator)
+        scores = [a.detach().masked_fill(~k, -torch.inf) for a, k in zip(self.alphas, self.allowed, strict=True)]
+        return relaxed.draw(self.net, scores, generator)
 
     @torch.no_grad()
     def validation_loss(self, limit: int) -> float:
@@ -474,16 +418,12 @@ class DifferentiableSearch:
     def state(self) -> dict[str, Tensor]:
         """Everything that the next steps depend on, as named tensors: contiguous copies."""
         found = {f"net {k}": v for k, v in self.net.state_dict().items()}
-        for name, tensors in self._named():
+        for name, tensors in (("alpha", self.alphas), ("beta", self.betas), ("allowed", self.allowed)):
             found.update({f"{name} {k}": v.detach() for k, v in enumerate(tensors)})
         for number, opt in enumerate([*self._weights, self._adam]):
             for place, kept in opt.state_dict()["state"].items():
                 found.update({f"opt {number} {place} {key}": torch.as_tensor(v) for key, v in kept.items() if v is not None})
-        counts = {"done": torch.tensor(self.done), "number": torch.tensor(self.number)}
-        return {k: v.clone(memory_format=torch.contiguous_format) for k, v in {**found, **counts}.items()}
-
-    def _named(self) -> tuple[tuple[str, list[Tensor]], ...]:
-        return ("alpha", self.alphas), ("beta", self.betas), ("allowed", self.allowed), ("ended", self.ended)
+        return {k: v.clone(memory_format=torch.contiguous_format) for k, v in {**found, "done": torch.tensor(self.done)}.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Sets what `state` gave.
@@ -494,7 +434,7 @@ class DifferentiableSearch:
         try:
             self.net.load_state_dict({k[4:]: v for k, v in state.items() if k.startswith("net ")})
             with torch.no_grad():
-                for name, tensors in self._named():
+                for name, tensors in (("alpha", self.alphas), ("beta", self.betas), ("allowed", self.allowed)):
                     for k, tensor in enumerate(tensors):
                         tensor.copy_(state[f"{name} {k}"])
             for number, opt in enumerate([*self._weights, self._adam]):
@@ -504,7 +444,7 @@ class DifferentiableSearch:
                     if kind == "opt" and int(rest[0]) == number:
                         kept.setdefault(int(rest[1]), {})[rest[2]] = value.clone()
                 opt.load_state_dict({**opt.state_dict(), "state": kept})
-            self.done, self.number = int(state["done"]), int(state["number"])
+            self.done = int(state["done"])
         except (KeyError, RuntimeError, ValueError) as problem:
             raise InputError("the saved state of the differentiable search belongs to another network or method: start the "
                              f"search anew ({problem}).") from None

@@ -141,7 +141,7 @@ class PreferenceSearch:
     Raises:
         InputError: no device or no cost, devices that differ in how many costs or features they have, several without
             features, a concentration that is not above 0, an entropy below 0, or a method with parts that belong to
-            one α: edges' weights, regularisers, pruning, trial, a bound on skip connections, restarts.
+            one α: edges' weights, regularisers, pruning, trial, a bound on skip connections.
     """
 
     net: nn.Module
@@ -166,9 +166,9 @@ class PreferenceSearch:
             raise InputError(f"the concentration of preferences is {self.concentration}, the weight of the entropy "
                              f"{self.entropy}: give numbers above 0, such as 1 and 0.1.")
         method = self.method
-        if method.edges or method.regularisers or method.prune or method.trial or method.skips is not None or method.restarts > 1:
+        if method.edges or method.regularisers or method.prune or method.trial or method.skips is not None:
             raise InputError("a preference-conditioned search has another α for every preference: give a method without edges' "
-                             "weights, regularisers, pruning, trial, restarts and a bound on skip connections.")
+                             "weights, regularisers, pruning, trial and a bound on skip connections.")
         (costs, features), = kinds
         self.inner = DifferentiableSearch(self.net, self.training, self.validation, self.method, self.steps, self.seed,
                                           self.augment)

@@ -66,8 +66,7 @@ class Recipe:
     def within(self, steps: int) -> Method:
         """The method for a search of so many steps: where α moves less often than in the published ones (`PUBLISHED`), it moves
         faster in proportion, so that it can go as far."""
-        return replace(self.method, lr=self.method.lr * max(1.0, PUBLISHED * self.method.every
-                                                                                 * self.method.restarts / max(1, steps)))
+        return replace(self.method, lr=self.method.lr * max(1.0, PUBLISHED * self.method.every / max(1, steps)))
 
 
 PUBLISHED = 19_500
@@ -253,7 +252,7 @@ class Gradient:
         if number == self.slices and search.method.trial:
             for _ in search.settle(max(1, search.steps // (10 * sum(g.rows for g in search.groups)))):
                 pass
-        scores = tuple(search.scores())
+        scores = tuple(a.detach().masked_fill(~k, -torch.inf) for a, k in zip(search.alphas, search.allowed, strict=True))
         measured = [(t.ask.arch, t.metrics["error"]) for t in self._told
                     if t.error is None and np.isfinite(t.metrics.get("error", np.nan))]
         seen = watch(search, self.seed, number, number % self.watch == 0) if self.watch else None
