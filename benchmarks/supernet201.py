@@ -4,9 +4,9 @@
         [--channels 8] [--cells 1] [--size 16] [--images 10000] [--keep FOLDER]
 
 The supernet is a small one (8 channels, 1 cell a stage) and so are the images (means of 2 x 2 pixels): half of them train the
-weights, half the architecture. Every run has one thread; what it costs is its processor's time. Recipes get ``--steps``,
-``random``, ``one-shot`` and ``hybrid`` get ``--minutes``; a number after a name is instead of that. With ``--keep`` every run is
-written there and not repeated.
+weights, half the architecture. Short trainings of single networks (``random``, ``hybrid``) are of 3 cells a stage. Every run has
+one thread; what it costs is its processor's time. Recipes get ``--steps``, ``random``, ``one-shot`` and ``hybrid`` get
+``--minutes``; a number after a name is instead of that. With ``--keep`` every run is written there and not repeated.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import write
+from sklearn.linear_model import Ridge
 from torch.nn import functional
 
 from nasopt import seed as seeds
@@ -46,8 +47,11 @@ from nasopt.trial import Ask, Objective, Problem, Trial
 PROBLEM = Problem(SPACE, (Objective("error"),))
 C10, C100 = "test200_c10", "test200_c100"
 CONVOLUTIONS = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
-BRIEF = train.Recipe(epochs=3.0)
-"""A short training of one network."""
+PROXIES, MEASURED = ("naswot", "logsynflow"), 400
+"""Zero-cost proxies, and of how many networks they are measured."""
+
+BRIEF, DEEP = train.Recipe(epochs=3.0), 3
+"""A short training of one network, and its cells a stage: what skip connections are good for, shallow networks do not show."""
 
 Options = argparse.Namespace
 
@@ -92,7 +96,8 @@ def by_gradient(options: Options, name: str, seed: int) -> tuple[Arch, dict[str,
 
 def by_brief_trainings(options: Options, strategy: RandomSearch | BayesianOptimization, seed: int, until: float) -> list[Trial]:
     """Short trainings of what a strategy asks for, until the processor's time is over."""
-    estimate = StandAlone(network(options, seed, affine=True), *images(options.data, options.size, options.images, seed), BRIEF,
+    deep = argparse.Namespace(**{**vars(options), "cells": DEEP})
+    estimate = StandAlone(network(deep, seed, affine=True), *images(options.data, options.size, options.images, seed), BRIEF,
                           augment(options))
     trials: list[Trial] = []
     while time.process_time() < until:
@@ -127,24 +132,35 @@ def one_shot(options: Options, name: str, seed: int) -> tuple[Arch, dict[str, fl
 
 def together(options: Options, name: str, seed: int) -> tuple[Arch, dict[str, float]]:
     """The recipe `nasopt`, whose alphas are, beside two proxies, hints of a Gaussian process over short trainings, for all of the
-    time; the network of the best mean that the process predicts."""
+    time; the network of the best mean that the process predicts. The proxies are measured on `MEASURED` networks, and of the
+    others predicted from the pairs of their operations."""
     began = time.process_time()
     found = relaxed(options, "nasopt", seed)
     found.finish()
-    proxies = ZeroCost(network(options, seed, affine=True), images(options.data, options.size, options.images, seed)[0],
-                       ("naswot", "logsynflow"), batch=32)
-    likely, = (s.log_softmax(1).double().numpy() for s in found.history[-1].scores)
-    lay = space.layout(SPACE)
+    likely, = (s.log_softmax(1).double().numpy() for s in found.history[-2].scores)  # before options were tried
+    lay, measure = space.layout(SPACE), ZeroCost(network(options, seed, affine=True),
+                                                 images(options.data, options.size, options.images, seed)[0], PROXIES, batch=32)
+    drawn = lay.random(seeds.rng(seed, 0, "proxies"), MEASURED)
+    values = measure.features(lay.archs(drawn), seed)
+    values = np.where(np.isfinite(values), values, np.nanmin(values, axis=0))
+    model = Ridge(1.0).fit(_pairs(drawn), (values - values.mean(0)) / values.std(0))
 
     def hints(rows: space.Rows) -> np.ndarray:
         own = likely[np.arange(rows.shape[1]), rows].sum(axis=1)
-        return np.column_stack([own, proxies.features(lay.archs(rows), seed)])
+        return np.column_stack([own, model.predict(_pairs(rows))])
 
     strategy = BayesianOptimization(PROBLEM, seed, initial=[found.architecture], hints=hints)
     trials = by_brief_trainings(options, strategy, seed, began + 60 * options.minutes)
     rows = lay.canonical(lay.rows([t.ask.arch for t in trials]))
     means = strategy.model().objectives[0].predict(strategy._features(rows)).mean
     return trials[int(means.argmin())].ask.arch, {"evaluations": float(len(trials))}
+
+
+def _pairs(rows: space.Rows) -> np.ndarray:
+    """Which operations there are, and which two together."""
+    single = np.eye(int(rows.max(initial=4)) + 1)[rows]
+    both = np.einsum("nia,njb->nijab", single, single)[:, *np.triu_indices(rows.shape[1], 1)]
+    return np.column_stack([single.reshape(len(rows), -1), both.reshape(len(rows), -1)])
 
 
 SEARCHES: Mapping[str, Callable[[Options, str, int], tuple[Arch, dict[str, float]]]] = {
