@@ -1,7 +1,7 @@
 """Shows: one preference-conditioned search (nasopt.nets.preference) against NSGA-II on a supernet at equal CPU time, both with
 the latency of a Raspberry Pi 4 known of 25 networks only, as an additive table; judged by the table of NAS-Bench-201.
 
-    python benchmarks/preference.py --data CIFAR-10 [--tables FOLDER] [--seeds 0 1 2] [--steps 3000] [--images 8000] [--size 16]
+    python benchmarks/preference.py --data CIFAR-10 [--tables FOLDER] [--seeds 0 1 2] [--steps 600] [--images 10000] [--size 16]
                                     [--channels 8] [--cells 1] [--quick]
 
 The networks are small ones (channels, cells a stage, images averaged down to size x size), the objectives those of the published
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--tables", type=Path, default=Path(os.environ.get("NASOPT_TABLES", "tables")))
-    for name, default in (("steps", 3000), ("images", 8000), ("size", 16), ("channels", 8), ("cells", 1)):
+    for name, default in (("steps", 600), ("images", 10_000), ("size", 16), ("channels", 8), ("cells", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--quick", action="store_true")

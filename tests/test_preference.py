@@ -18,7 +18,7 @@ from nasopt.errors import InputError
 from nasopt.nets import choices, mgda, relax, train
 from nasopt.nets.expected import Cost
 from nasopt.nets.preference import METHOD, Device, Hypernetwork, PreferenceSearch, step
-from nasopt.space import everything, key, layout
+from nasopt.space import key, layout
 
 # ---------------------------------------------------------------------------------------------------------- the toy
 SHAPES = [(4, 5), (2, 3)]
@@ -229,21 +229,22 @@ def test_a_network_is_searched_for_all_preferences_at_once() -> None:
     assert cost == sorted(cost, reverse=True)
 
 
-def test_the_loss_counts_in_shares_of_its_range() -> None:
+def test_the_loss_counts_in_shares_of_the_range_of_the_options_effects() -> None:
     found = search(40)
-    found.run(40)
     batch = found.validation.normalised(slice(0, 64)), found.validation.y[:64]
-    losses = []
-    for arch in everything(choices.space_of(found.net)):
-        choices.activate(found.net, arch)
-        losses.append(nn.functional.cross_entropy(found.net(batch[0]), batch[1]).item())
-    assert found.loss_range(batch) == pytest.approx(max(losses) - min(losses), rel=1e-2)
     r, at = torch.tensor([0.25, 0.75]), [torch.randn(g.shape) for g in found.inner.groups]
-    found.spread = 0.5
-    mine = found._slopes(found.devices[0], r, batch, batch)(at)
-    loss, cost = found.inner.slopes(batch, batch), found.inner.cost_slopes(found.devices[0].costs)[0]
-    assert all(torch.allclose(m, 0.25 * s / 0.5 + 0.75 * c, atol=1e-7) for m, s, c in zip(mine, loss, cost, strict=False))
-    assert max(float(s.abs().max()) for s in loss if s.numel()) > 1e-4
+    p = [a.softmax(1) for a in at]
+    for seen, share in ((0, 1.0), (1, 0.5), (200, 0.02)):
+        found.seen, before = seen, [torch.randn_like(a) for a in at]
+        found.effects = [f.clone() for f in before]
+        mine = found._slopes(found.devices[0], r, batch, batch)(at)
+        loss, cost = found.inner.slopes(batch, batch), found.inner.cost_slopes(found.devices[0].costs)[0]
+        means = [f + share * (s / q - f) for f, s, q in zip(before, loss, p, strict=False)]
+        spread = sum(float(f.max() - f.min()) for f in means)
+        assert found.spread == pytest.approx(spread)
+        loss = [q * (f - (q * f).sum()) / spread for q, f in zip(p, means, strict=True)]
+        assert all(torch.allclose(m, 0.25 * s + 0.75 * c, atol=1e-6) for m, s, c in zip(mine, loss, cost, strict=False))
+        assert max(float(s.abs().max()) for s in loss) > 1e-3
 
 
 def test_weights_are_trained_before_preferences_count_and_every_part_has_an_effect() -> None:
@@ -251,13 +252,13 @@ def test_weights_are_trained_before_preferences_count_and_every_part_has_an_effe
     before = [p.detach().clone() for p in resting.hyper.parameters()]
     weights = resting.net.head[1].weight.detach().clone()
     resting.run(12)
-    assert all(torch.equal(a, b) for a, b in zip(before, resting.hyper.parameters(), strict=True)) and resting.spread == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, resting.hyper.parameters(), strict=True)) and resting.seen == 0
     assert not torch.equal(weights, resting.net.head[1].weight)
     plain = search(12)
     plain.run(12)
     for other in (replace_of(plain, concentration=0.2), replace_of(plain, entropy=0.5), replace_of(plain, hidden=8),
                    search(12, start=0.5), search(12, lr=0.1),
-                  search(12, relaxation=relax.softmax), search(12, draws=4), search(12, draws=0, relaxation=relax.gumbel),
+                  search(12, relaxation=relax.gumbel), search(12, draws=4),
                   search(12, betas=(0.9, 0.9)), search(12, decay=0.1)):
         other.run(12)
         assert not torch.equal(other.hyper.linear.weight, plain.hyper.linear.weight)
@@ -283,12 +284,12 @@ def test_a_search_that_is_resumed_equals_one_that_was_not_interrupted(several: b
 
     whole, first, again = (search(48, two if several else None) for _ in range(3))
     for _ in range(2):
-        whole.run(15)  # between two measurements of the loss's range
+        whole.run(15)
     first.run(15)
     again.load(first.state())
     again.run(15)
     a, b = whole.state(), again.state()
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) and whole.spread > 0
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) and whole.seen > 0
     with pytest.raises(InputError, match="belongs to another"):
         again.load({k: v for k, v in a.items() if not k.startswith("hyper")})
 

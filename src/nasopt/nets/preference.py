@@ -23,24 +23,19 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from nasopt import seed as seeds
 from nasopt.errors import InputError
-from nasopt.nets import mgda, relax, relaxed
-from nasopt.nets.choices import activate, space_of
-from nasopt.nets.depthwise import Depthwise
+from nasopt.nets import mgda, relaxed
 from nasopt.nets.differentiable import Batch, Cost, DifferentiableSearch, Method
-from nasopt.nets.train import Augment, Images, autocast, batches
-from nasopt.space import connected, key, layout
+from nasopt.nets.train import Augment, Images, batches
+from nasopt.space import key
 
 Slopes: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 """α of every group -> the gradient of r·L there, of the same shapes."""
 
-METHOD = Method(relaxation=relax.uniform, draws=8, lr=3e-3, decay=0.0, still=0.5)
-"""The weights are trained on uniform paths, for half of the time alone, so that what H prefers is not better for being trained
-more; H learns from the losses of drawn architectures. A mixture's gradient sees little harm in cutting a path: normalisation
-after it makes up for the scale."""
+METHOD = Method(lr=3e-3, decay=0.0, still=0.25)
+"""DARTS of first order, with a rest for H at first."""
 
 
 class Hypernetwork(nn.Module):
@@ -110,20 +105,21 @@ class Device:
     features: Tensor | None = None
 
 
-RANGE = 16
-"""Random architectures among which the range of the loss is measured."""
+MEMORY = 0.98
+"""How much of the mean effects stays from step to step. H follows them and not the slopes of one batch, whose noise is many times
+what preferences are about."""
 
-RANGED = 20
-"""How often that is done in a search."""
-
-LEAST = 0.05
-"""The smallest range, in nats: as long as all architectures are equally bad, the loss must not count for everything."""
+LEAST = 1e-6
+"""The smallest range, in nats."""
 
 
 @dataclass(eq=False)
 class PreferenceSearch:
     """The search of one relaxed network for all preferences, step by step. The objectives are comparable: costs run from 0 to 1
-    over the space, and the validation loss is divided by its range among random architectures with the weights of the moment.
+    over the space, and the validation loss is divided by the range of Σ_row p·f for the mean effects f of the options so far.
+
+    α must stay small for that: of a mixture that is nearly even the slopes say what the network loses without an option. Once it
+    leans to some, their weights alone are trained, and normalisation hides what the others would be good for; hence the large τ.
 
     Args:
         net, training, validation, method, steps, seed, augment: as of `nasopt.nets.differentiable.DifferentiableSearch`; Adam's
@@ -136,7 +132,9 @@ class PreferenceSearch:
     Attributes:
         hyper: H.
         inner: the network's training, at the α of the moment.
-        spread: the loss's range, in nats; 0 before it was first measured.
+        effects: running means of what the validation loss gains from an option rather than the mean one, in nats, (rows,
+            options) of every group.
+        seen: slopes that they are the means of.
 
     Raises:
         InputError: no device or no cost, devices that differ in how many costs or features they have, several without
@@ -153,9 +151,10 @@ class PreferenceSearch:
     augment: Augment
     method: Method = METHOD
     concentration: float = 1.0
-    entropy: float = 0.1
+    entropy: float = 1.0
     hidden: int = 64
-    spread: float = field(init=False, default=0.0)
+    effects: list[Tensor] = field(init=False)
+    seen: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         kinds = {(len(d.costs), 0 if d.features is None else len(d.features)) for d in self.devices}
@@ -173,6 +172,7 @@ class PreferenceSearch:
         self.inner = DifferentiableSearch(self.net, self.training, self.validation, self.method, self.steps, self.seed,
                                           self.augment)
         shapes = [g.shape for g in self.inner.groups]
+        self.effects = [torch.zeros(shape) for shape in shapes]
         self.hyper = Hypernetwork(1 + costs, shapes, features, self.hidden, self.method.start,
                                   seeds.integer(self.seed, 0, "hypernetwork"))
         self._adam = torch.optim.Adam(self.hyper.parameters(), self.method.lr, self.method.betas, weight_decay=self.method.decay)
@@ -195,11 +195,8 @@ class PreferenceSearch:
         second = batches(self.validation, min(batch, len(self.validation)), self.augment, self.seed, 2 * self.done + 1)
         for _ in range(min(steps, self.steps - self.done)):
             train, r = next(first), self.drawn()
-            moves, rest = divmod(self.done, self.method.every)
-            if inner.progress >= self.method.still and not rest:
+            if inner.progress >= self.method.still and self.done % self.method.every == 0:
                 val = next(second)
-                if not self.spread or moves % max(1, self.steps // (RANGED * self.method.every)) == 0:
-                    self.spread = self.loss_range(val)
                 step(self.hyper, self._adam, r, [(d.features, self._slopes(d, r, train, val)) for d in self.devices],
                      self.entropy)
             with torch.no_grad():
@@ -222,25 +219,20 @@ class PreferenceSearch:
     def _slopes(self, device: Device, r: Tensor, train: Batch, val: Batch) -> Slopes:
         def found(alphas: Sequence[Tensor]) -> list[Tensor]:
             self._move(alphas)
-            loss = [slope / self.spread for slope in self.inner.slopes(train, val)]
-            parts = zip(*([loss[:len(alphas)], *self.inner.cost_slopes(device.costs)]), strict=True)
+            self.seen += 1
+            for mean, slope, alpha in zip(self.effects, self.inner.slopes(train, val), alphas, strict=False):
+                mean.lerp_(slope / alpha.softmax(1), max(1 / self.seen, 1 - MEMORY))
+            loss = [p * (f - (p * f).sum(1, keepdim=True)) / self.spread
+                    for p, f in zip((a.softmax(1) for a in alphas), self.effects, strict=True)]
+            parts = zip(*([loss, *self.inner.cost_slopes(device.costs)]), strict=True)
             return [torch.stack([share * slope for share, slope in zip(r.tolist(), part, strict=True)]).sum(0) for part in parts]
 
         return found
 
-    @torch.no_grad()
-    def loss_range(self, batch: Batch) -> float:
-        """From the 10th to the 90th percentile of the losses of random architectures on a batch, at least `LEAST`; of those
-        drawn, the ones that see their input first (`nasopt.space.connected`)."""
-        lay, (x, y) = layout(space_of(self.net)), batch
-        drawn = lay.archs(lay.random(seeds.rng(self.seed, self.done, "range"), 4 * RANGE))
-        losses = []
-        for arch in sorted(drawn, key=lambda a: not connected(space_of(self.net), a))[:RANGE]:
-            activate(self.net, arch)
-            with autocast(), Depthwise():
-                losses.append(functional.cross_entropy(self.net(x).float(), y).item())
-        low, high = np.quantile(losses, [0.1, 0.9])
-        return max(LEAST, float(high - low))
+    @property
+    def spread(self) -> float:
+        """The range of the sum of `effects` over the architectures, in nats, at least `LEAST`."""
+        return max(LEAST, sum(float((f.amax(1) - f.amin(1)).sum()) for f in self.effects))
 
     # ----------------------------------------------------------------------------------------------------- architectures
     @torch.no_grad()
@@ -276,7 +268,8 @@ class PreferenceSearch:
         found = {f"hyper {k}": v.detach().clone() for k, v in self.hyper.state_dict().items()}
         for place, kept in self._adam.state_dict()["state"].items():
             found.update({f"adam {place} {k}": torch.as_tensor(v).clone() for k, v in kept.items()})
-        return {**self.inner.state(), **found, "spread": torch.tensor(self.spread, dtype=torch.float64)}
+        found.update({f"effects {k}": f.clone() for k, f in enumerate(self.effects)})
+        return {**self.inner.state(), **found, "seen": torch.tensor(self.seen)}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Sets what `state` gave.
@@ -293,7 +286,8 @@ class PreferenceSearch:
                     _, place, what = name.split(" ", 2)
                     kept.setdefault(int(place), {})[what] = value.clone()
             self._adam.load_state_dict({**self._adam.state_dict(), "state": kept})
-            self.spread = float(state["spread"])
+            self.effects = [state[f"effects {k}"].clone() for k in range(len(self.effects))]
+            self.seen = int(state["seen"])
         except (KeyError, RuntimeError, ValueError) as problem:
             raise InputError("the saved state belongs to another preference-conditioned search: start the search anew "
                              f"({problem}).") from None
