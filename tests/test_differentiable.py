@@ -196,7 +196,6 @@ PARTS: dict[str, tuple[Method, Method | None]] = {
     "dropout": (replace(PLAIN, dropout=relax.constant(0.0)), replace(PLAIN, dropout=half)),
     "still": (replace(PLAIN, still=0.0), replace(PLAIN, still=0.4)),
     "every": (replace(PLAIN, every=1), replace(PLAIN, every=2)),
-    "draws": (replace(PLAIN, draws=0), replace(PLAIN, draws=4)),
     "rates": (replace(PLAIN, rates=cosine), replace(PLAIN, rates=half)),
 }
 
@@ -258,21 +257,6 @@ def test_alpha_rests_while_it_is_still() -> None:
     assert all(torch.equal(a, b) for a, b in zip(s.alphas, before, strict=True))
     s.run(1)
     assert not any(torch.equal(a, b) for a, b in zip(s.alphas, before, strict=True))
-
-
-def test_draws_estimate_the_slope_of_the_mean_loss_of_what_alpha_draws() -> None:
-    net = nn.Sequential(OneOf({"tanh": nn.Tanh(), "same": nn.Identity(), "conv": Conv2d(1, 1, 3, padding=1)}), nn.Flatten(),
-                        Linear(36, 2))
-    s = search(replace(PLAIN, draws=4), net, steps=10_000)
-    x, y = s.validation.normalised(slice(0, 16)), s.validation.y[:16]
-    losses = torch.stack([s.loss_of([relaxed.mix(one[None])], (x, y)) for one in torch.eye(3)]).detach()
-    p = s.alphas[0].detach().softmax(1)
-    found = []
-    for s.done in range(2000):
-        found.append(s.slopes((x, y), (x, y))[0])
-    error = torch.stack(found).std(0) / len(found) ** 0.5
-    true = p * (losses - (p * losses).sum())
-    assert bool(((torch.stack(found).mean(0) - true).abs() < 4 * error).all()) and bool((true.abs() > 10 * error).any())
 
 
 # ---------------------------------------------------------------------------------------------------------- hypergradients
@@ -631,8 +615,7 @@ def test_bad_parts_are_refused() -> None:
     ({"betas": (0.5, 1.0)}, r"betas is \(0.5, 1.0\): give two numbers from 0 to below 1"), ({"betas": (-0.1, 0.5)}, "betas is"),
     ({"betas": (0.5,)}, "betas is"), ({"decay": -1e-3}, "decay is -0.001: give a number of 0 or more"),
     ({"start": -1.0}, "start is -1.0"), ({"still": 1.5}, "still is 1.5: give a share from 0 to 1"), ({"still": -0.1}, "still is"),
-    ({"every": 0}, "every is 0: give 1 or more"), ({"draws": 1}, "draws is 1: give 2 or more, or 0"),
-    ({"draws": 2, "edges": True}, "leave edges and hypergradient"), ({"draws": 2, "hypergradient": Neumann(2, 1)}, "leave edges"),
+    ({"every": 0}, "every is 0: give 1 or more"),
     ({"prune": ((1.5, 2),)}, r"prune is \(\(1.5, 2\),\): give pairs of a progress from 0 to 1"),
     ({"prune": ((0.5, 2), (0.7, 0))}, "prune is"), ({"prune": ((0.5, 2.5),)}, "prune is"),
     ({"prune": ((0.5, 0.0),)}, "1 or more or a share of them"),

@@ -50,9 +50,6 @@ class Method:
         relaxation: from architecture parameters to weights of the options.
         temperature: its temperature over the progress from 0 to 1, as all schedules here.
         hypergradient: how the outer loss's gradient is taken.
-        draws: estimate it, instead, from the validation losses of so many architectures drawn from softmax(α)
-            (`nasopt.nets.relax.score`): α then minimises the mean loss of what it draws, not the loss of a mixture. At least 2;
-            0: do not.
         regularisers: of the architecture parameters, with their coefficients.
         bypass: how much of its input every mixture gets as an auxiliary skip connection (DARTS−).
         perturbation, radius: what is added to α while the weights are trained, up to so much in every entry: a random vector or
@@ -79,7 +76,6 @@ class Method:
     relaxation: relax.Relaxation = relax.softmax
     temperature: relax.Schedule = ONE
     hypergradient: Hypergradient = FIRST_ORDER
-    draws: int = 0
     regularisers: tuple[tuple[relax.Regulariser, relax.Schedule], ...] = ()
     bypass: relax.Schedule = ZERO
     perturbation: Literal["random", "adversarial"] | None = None
@@ -103,11 +99,7 @@ class Method:
             raise unknown("perturbation", str(self.perturbation), ("random", "adversarial"))
         if self.perturbation is None and self.radius is not ZERO:
             raise InputError("a method's radius without a perturbation does nothing: add perturbation='random' or 'adversarial'.")
-        if self.draws and (self.edges or self.hypergradient is not FIRST_ORDER):
-            raise InputError("a method's draws give no slopes of edges' weights, and stand in place of a hypergradient: leave "
-                             "edges and hypergradient as they are, or set draws=0.")
         for name, good, remedy in (
-                ("draws", self.draws == 0 or self.draws >= 2, "2 or more, or 0 for none"),
                 ("lr", 0 < self.lr < math.inf, "a number above 0"),
                 ("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1"),
                 ("decay", 0 <= self.decay < math.inf, "a number of 0 or more"),
@@ -232,23 +224,8 @@ class DifferentiableSearch:
 
     def slopes(self, train: Batch, val: Batch) -> list[Tensor]:
         """The hypergradient of the validation loss: of every α and then of every parameter of the edges."""
-        if self.method.draws:
-            return self._slopes_by_draws(val)
         names, w = zip(*self.net.named_parameters(), strict=True)
         return self.method.hypergradient(self._loss(val, names), self._loss(train, names), w, [*self.alphas, *self.betas])
-
-    @torch.no_grad()
-    def _slopes_by_draws(self, val: Batch) -> list[Tensor]:
-        generator, alphas = self._generator("draws"), [a.masked_fill(~k, -torch.inf)
-                                                       for a, k in zip(self.alphas, self.allowed, strict=True)]
-        drawn = [[torch.zeros_like(a).scatter(1, torch.multinomial(a.softmax(1), 1, generator=generator), 1.0) for a in alphas]
-                 for _ in range(self.method.draws)]
-        losses = torch.stack([self.loss_of([relaxed.mix(rows) for rows in each], val) for each in drawn])
-        if not losses.isfinite().all():
-            raise FloatingPointError(f"the validation loss of an architecture became {losses.max().item()} at step "
-                                     f"{self.done + 1} of {self.steps}: use a smaller learning rate.")
-        scored = [relax.score(a, torch.stack(rows), losses) for a, rows in zip(alphas, zip(*drawn, strict=True), strict=True)]
-        return [*scored, *(torch.zeros_like(b) for b in self.betas)]
 
     def cost_slopes(self, costs: Sequence[Cost]) -> list[list[Tensor]]:
         """The gradient of every cost: of every α."""
@@ -319,12 +296,8 @@ class DifferentiableSearch:
     # ------------------------------------------------------------------------------------------------------------ a loss
     def loss(self, batch: Batch, parameters: Tensors, weights: dict[str, Tensor] | None = None) -> Tensor:
         """The cross-entropy of a batch (x, labels), given α and the edges' parameters, and weights instead of the network's."""
-        return self.loss_of(self.mixes(parameters), batch, weights)
-
-    def loss_of(self, mixes: Sequence[Mix], batch: Batch, weights: dict[str, Tensor] | None = None) -> Tensor:
-        """The same, given how every group mixes its options."""
         x, y = batch
-        with relaxed.mixed(self.net, mixes), autocast(), Depthwise():
+        with relaxed.mixed(self.net, self.mixes(parameters)), autocast(), Depthwise():
             logits = self.net(x) if weights is None else torch.func.functional_call(self.net, weights, (x,))
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
             return functional.cross_entropy(wide, y, label_smoothing=self.method.recipe.smoothing)

@@ -11,7 +11,6 @@ Notation: alpha (..., options), one row an edge or a choice; τ the temperature,
 | `gumbel_hard` | one 1, the others 0 | yes | GDAS |
 | `dirichlet` | sum to 1 | yes | DrNAS |
 | `pair` | sum to 1, all but two are 0 | yes | ProxylessNAS's gradient |
-| `uniform` | one 1, the others 0, whatever alpha is | yes | SPOS |
 
 What is random is drawn from the generator, which must be on alpha's device, and is the same for the same state of it; what is not
 leaves the generator alone. A low temperature drives every relaxation but `sigmoid` towards one-hot weights.
@@ -83,14 +82,6 @@ def pair(alpha: Tensor, temperature: float, generator: Generator) -> Tensor:
     return torch.zeros_like(alpha).scatter(-1, drawn, scores.gather(-1, drawn).softmax(-1))
 
 
-def uniform(alpha: Tensor, temperature: float, generator: Generator) -> Tensor:
-    """One option, each as likely as any other: the weights are trained for all alike (Guo et al., Single Path One-Shot, ECCV
-    2020). Nothing depends on alpha: its slopes are those of `score`."""
-    _positive(temperature)
-    drawn = torch.randint(alpha.shape[-1], (*alpha.shape[:-1], 1), generator=generator, device=alpha.device)
-    return torch.zeros_like(alpha).scatter(-1, drawn, 1.0)
-
-
 def dirichlet(alpha: Tensor, temperature: float, generator: Generator) -> Tensor:
     """A draw of Dir(τ (elu(alpha) + 1)) with a pathwise gradient (Chen et al., DrNAS, ICLR 2021, with τ = 1).
 
@@ -108,26 +99,13 @@ def concentration(alpha: Tensor) -> Tensor:
 
 
 RELAXATIONS: Mapping[str, Relaxation] = MappingProxyType({f.__name__: f for f in (
-    softmax, sparsemax, sigmoid, gumbel, gumbel_hard, pair, uniform, dirichlet)})
+    softmax, sparsemax, sigmoid, gumbel, gumbel_hard, pair, dirichlet)})
 
 
 def _positive(temperature: float) -> float:
     if not 0 < temperature < math.inf:
         raise InputError(f"the temperature of a relaxation is {temperature}: give a number above 0, such as 1.")
     return temperature
-
-
-def score(alpha: Tensor, drawn: Tensor, losses: Tensor) -> Tensor:
-    """∇_α E[L(o)] over options o drawn from softmax(alpha), estimated without bias from k draws: (1/k) Σ (L_k - the mean of the
-    others') ∇_α ln p(o_k) (Williams, 1992; the baseline of Kool et al., 2019).
-
-    Args:
-        alpha: (..., options).
-        drawn: one-hot, (k, ..., options), of at least two draws.
-        losses: (k,).
-    """
-    advantages = (losses - losses.mean()) / (len(losses) - 1)
-    return torch.tensordot(advantages.to(alpha), drawn - alpha.softmax(-1), dims=1)  # type: ignore[no-any-return]
 
 
 # --------------------------------------------------------------------------------------------------------- regularisers
