@@ -30,6 +30,7 @@ from torch.nn import functional
 from nasopt import seed as seeds
 from nasopt import space
 from nasopt.analysis import stats
+from nasopt.analysis.comparison import Measure, analyse
 from nasopt.benchmarks import tables
 from nasopt.estimators.images import OneShot, StandAlone
 from nasopt.estimators.zero_cost import ZeroCost
@@ -227,7 +228,25 @@ def report(table: tables.Table, runs: Sequence[Mapping[str, Any]], options: Opti
     without = {"caption": "Without a search (%)", "rows": baselines(table),
                "columns": ["network", "CIFAR-10", "deviation", "minimum", "CIFAR-100"]}
     write("supernet201", {"title": "NAS-Bench-201: a real supernet, judged by the table", "text": text, "order": 45,
-                          "runs": list(runs), "tables": [without, found]}, list(range(options.seeds)))
+                          "runs": list(runs), "tables": [without, found, *ablation(table, runs)]}, list(range(options.seeds)))
+
+
+ABLATION = ("darts1", "beta_darts", "darts_pt", "nasopt")
+"""Neither of the two parts of `nasopt`, each alone, both."""
+
+
+def ablation(table: tables.Table, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The parts of `nasopt` at one number of steps, paired by seeds; empty where not all of them were run."""
+    steps = {run["given"] for run in runs if run["search"] == "nasopt"}
+    error = {name: np.array([100 - table.column(C10).values[table.row(run["architecture"])] for run in sorted(
+        runs, key=lambda r: r["seed"]) if (run["search"], {run["given"]}) == (name, steps)]) for name in ABLATION}
+    if len({len(v) for v in error.values()}) > 1 or len(error["nasopt"]) < 2:
+        return []
+    found = analyse(Measure("error", "test error", "%"), {"CIFAR-10": error}, control="nasopt")
+    return [{"caption": f"The parts of nasopt, {steps.pop()}: {found.test} {found.refusal}".strip(), "columns": [
+        "recipe", "seeds", "more test error than nasopt: Hodges-Lehmann estimate, 95 % interval (points)", "p", "adjusted"],
+             "rows": [[pair.a, pair.n, f"{pair.shift:.2f} [{pair.low:.2f}, {pair.high:.2f}]", pair.p, pair.adjusted]
+                      for pair in found.pairs]}]
 
 
 def _interval(values: np.ndarray) -> str | None:
