@@ -231,19 +231,22 @@ def report(table: tables.Table, runs: Sequence[Mapping[str, Any]], options: Opti
                           "runs": list(runs), "tables": [without, found, *ablation(table, runs)]}, list(range(options.seeds)))
 
 
-ABLATION = ("darts1", "beta_darts", "darts_pt", "nasopt")
-"""Neither of the two parts of `nasopt`, each alone, both."""
+ABLATION = ("nasopt", "darts1", "beta_darts", "darts_pt")
+"""`nasopt`, without its two parts, with decay instead of them, and with one of them."""
 
 
 def ablation(table: tables.Table, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The parts of `nasopt` at one number of steps, paired by seeds; empty where not all of them were run."""
-    steps = {run["given"] for run in runs if run["search"] == "nasopt"}
-    error = {name: np.array([100 - table.column(C10).values[table.row(run["architecture"])] for run in sorted(
-        runs, key=lambda r: r["seed"]) if (run["search"], {run["given"]}) == (name, steps)]) for name in ABLATION}
-    if len({len(v) for v in error.values()}) > 1 or len(error["nasopt"]) < 2:
+    """Each of these recipes with the most steps that it was given, against `nasopt`, paired by seeds; empty where not all of
+    them were run on the same seeds."""
+    error = dict[str, np.ndarray]()
+    for name in ABLATION:
+        steps = max((int(run["given"].split()[0]) for run in runs if run["search"] == name), default=0)
+        own = sorted((run for run in runs if (run["search"], run["given"]) == (name, f"{steps} steps")), key=lambda r: r["seed"])
+        error[f"{name}, {steps} steps"] = np.array([100 - table.column(C10).values[table.row(r["architecture"])] for r in own])
+    if len({len(v) for v in error.values()}) > 1 or len(next(iter(error.values()))) < 2:
         return []
-    found = analyse(Measure("error", "test error", "%"), {"CIFAR-10": error}, control="nasopt")
-    return [{"caption": f"The parts of nasopt, {steps.pop()}: {found.test} {found.refusal}".strip(), "columns": [
+    found = analyse(Measure("error", "test error", "%"), {"CIFAR-10": error}, control=next(iter(error)))
+    return [{"caption": f"The parts of nasopt. {found.test} {found.refusal}".strip(), "columns": [
         "recipe", "seeds", "more test error than nasopt: Hodges-Lehmann estimate, 95 % interval (points)", "p", "adjusted"],
              "rows": [[pair.a, pair.n, f"{pair.shift:.2f} [{pair.low:.2f}, {pair.high:.2f}]", pair.p, pair.adjusted]
                       for pair in found.pairs]}]
