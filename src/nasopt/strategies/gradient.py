@@ -94,8 +94,8 @@ RECIPES: Mapping[str, Recipe] = {
                              still=2 / 15, lr=6e-4)),
     "nasopt": Recipe(replace(DARTS, trial=True, still=0.5)),
 }
-"""``nasopt`` trains the weights on an even mixture for half of the steps, and chooses by what the network loses without an
-option: what short searches find depends least on the seed then (`benchmarks/supernet201.py`).
+"""``nasopt`` trains the weights on an even mixture for half of the steps, which costs less, and chooses by what the network loses
+without an option, which matters most in short searches (`benchmarks/supernet201.py`).
 
 ``pdarts`` (Chen et al., ICCV 2019) keeps one network from stage to stage, where the published program starts a deeper one anew
 with fresh weights and α in each of its three; its dropout falls to 0 in a line, there by a factor e^-0.2 an epoch."""
