@@ -57,7 +57,7 @@ def own(classes: int = 3) -> Own:
 
 
 def search(data: Path, out: Path, **options: object) -> job.Run:
-    options = {"net": own(), "budget": 12.0, "trials": 6, "networks": 3, "log": lambda line: None} | options
+    options = {"net": own(), "budget": 16.0, "trials": 6, "networks": 3, "log": lambda line: None} | options
     return nasopt.search(data, out=out, **options)  # type: ignore[arg-type]
 
 
