@@ -258,7 +258,7 @@ def test_weights_are_trained_before_preferences_count_and_every_part_has_an_effe
     plain.run(12)
     for other in (replace_of(plain, concentration=0.2), replace_of(plain, entropy=0.5), replace_of(plain, hidden=8),
                    search(12, start=0.5), search(12, lr=0.1),
-                  search(12, relaxation=relax.gumbel),
+                  search(12, relaxation=relax.gumbel), search(12, temperature=relax.constant(0.5)),
                   search(12, betas=(0.9, 0.9)), search(12, decay=0.1)):
         other.run(12)
         assert not torch.equal(other.hyper.linear.weight, plain.hyper.linear.weight)
