@@ -4,9 +4,10 @@
         [--channels 8] [--cells 1] [--size 16] [--images 10000] [--keep FOLDER]
 
 The supernet is a small one (8 channels, 1 cell a stage) and so are the images (means of 2 x 2 pixels): half of them train the
-weights, half the architecture. Short trainings of single networks (``random``, ``hybrid``) are of 3 cells a stage. Every run has
-one thread; what it costs is its processor's time. Recipes get ``--steps``, ``random``, ``one-shot`` and ``hybrid`` get
-``--minutes``; a number after a name is instead of that. With ``--keep`` every run is written there and not repeated.
+weights, half the architecture. Short trainings of single networks (``random``, ``hybrid``) have twice the channels, twice the
+images and 3 cells a stage. Every run has one thread; what it costs is its processor's time. Recipes get ``--steps``, ``random``,
+``one-shot`` and ``hybrid`` get ``--minutes``; a number after a name is instead of that. With ``--keep`` every run is written
+there and not repeated.
 """
 
 from __future__ import annotations
@@ -51,14 +52,18 @@ CONVOLUTIONS = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0
 PROXIES, MEASURED = ("naswot", "logsynflow"), 400
 """Zero-cost proxies, and of how many networks they are measured."""
 
-BRIEF, DEEP = train.Recipe(epochs=3.0), 3
-"""A short training of one network, and its cells a stage: what skip connections are good for, shallow networks do not show."""
+BRIEF, WIDER, DEEP = train.Recipe(epochs=5.0), 2, 3
+"""A short training of one network, how many times the channels and images it has, and its cells a stage: what skip connections
+are good for, shallow networks do not show."""
+
+MEMBERS = 4
+"""Gradient searches of which the hybrid starts."""
 
 Options = argparse.Namespace
 
 
 # ----------------------------------------------------------------------------------------------------------------- the parts
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def images(path: str, size: int, count: int, seed: int) -> tuple[train.Images, train.Images]:
     """Two halves of so many training images, drawn by the seed, shrunk to so many pixels."""
     data = load(path)
@@ -97,9 +102,9 @@ def by_gradient(options: Options, name: str, seed: int) -> tuple[Arch, dict[str,
 
 def by_brief_trainings(options: Options, strategy: RandomSearch | BayesianOptimization, seed: int, until: float) -> list[Trial]:
     """Short trainings of what a strategy asks for, until the processor's time is over."""
-    deep = argparse.Namespace(**{**vars(options), "cells": DEEP})
-    estimate = StandAlone(network(deep, seed, affine=True), *images(options.data, options.size, options.images, seed), BRIEF,
-                          augment(options))
+    large = argparse.Namespace(**{**vars(options), "cells": DEEP, "channels": WIDER * options.channels})
+    estimate = StandAlone(network(large, seed, affine=True), *images(options.data, options.size, WIDER * options.images, seed),
+                          BRIEF, augment(options))
     trials: list[Trial] = []
     while time.process_time() < until:
         ask, = strategy.ask(1, len(trials))
@@ -132,13 +137,14 @@ def one_shot(options: Options, name: str, seed: int) -> tuple[Arch, dict[str, fl
 
 
 def together(options: Options, name: str, seed: int) -> tuple[Arch, dict[str, float]]:
-    """The recipe `nasopt`, whose alphas are, beside two proxies, hints of a Gaussian process over short trainings, for all of the
-    time; the network of the best mean that the process predicts. The proxies are measured on `MEASURED` networks, and of the
-    others predicted from the pairs of their operations."""
+    """`MEMBERS` searches by the recipe `nasopt`, whose alphas (their mean) are, beside two proxies, hints of a Gaussian process
+    over short trainings, which begin with what the searches come to, for all of the time; the network of the best mean that the
+    process predicts. The proxies are measured on `MEASURED` networks, and of the others predicted from the pairs of their
+    operations."""
     began = time.process_time()
-    found = relaxed(options, "nasopt", seed)
-    found.finish()
-    likely, = (s.log_softmax(1).double().numpy() for s in found.history[-2].scores)  # before options were tried
+    searches = [relaxed(options, "nasopt", seeds.integer(seed, k, "members")) for k in range(MEMBERS)]
+    cells = list({space.key(arch): arch for arch in (search.finish() for search in searches)}.values())
+    likely = np.mean([search.history[-2].scores[0].log_softmax(1).double().numpy() for search in searches], axis=0)
     lay, measure = space.layout(SPACE), ZeroCost(network(options, seed, affine=True),
                                                  images(options.data, options.size, options.images, seed)[0], PROXIES, batch=32)
     drawn = lay.random(seeds.rng(seed, 0, "proxies"), MEASURED)
@@ -150,7 +156,7 @@ def together(options: Options, name: str, seed: int) -> tuple[Arch, dict[str, fl
         own = likely[np.arange(rows.shape[1]), rows].sum(axis=1)
         return np.column_stack([own, model.predict(_pairs(rows))])
 
-    strategy = BayesianOptimization(PROBLEM, seed, initial=[found.architecture], hints=hints)
+    strategy = BayesianOptimization(PROBLEM, seed, initial=cells, hints=hints)
     trials = by_brief_trainings(options, strategy, seed, began + 60 * options.minutes)
     rows = lay.canonical(lay.rows([t.ask.arch for t in trials]))
     means = strategy.model().objectives[0].predict(strategy._features(rows)).mean

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def written(path: Path, seed: int = 0, **changes: Any) -> Path:
         if config.strategy == "darts1":
             setup = prepared(config)
             net = relaxed.network(setup, "darts1", None)
-            relaxed.strategy(setup, "darts1", net, relaxed.Plan(20, 0.1, 5), 1, storage).finish()
+            relaxed.strategy(setup, "darts1", net, relaxed.Plan(20, 0.1, 5, 0), 1, storage).finish()
     return path
 
 
@@ -169,9 +170,26 @@ def test_all_slices_are_trained_before_the_last_trial(trials: int | None, wanted
 
 def test_steps_are_timed_as_often_with_a_move_as_they_have_one() -> None:
     for name, recipe in RECIPES.items():
-        timed = range(1, 1 + relaxed.TRIED)
-        moves = [k for k in timed if k % recipe.method.every == 0 and k / (1 + relaxed.TRIED) >= recipe.method.still]
+        timed = range(1, 1 + relaxed.TIMED)
+        moves = [k for k in timed if k % recipe.method.every == 0 and k / (1 + relaxed.TIMED) >= recipe.method.still]
         assert len(moves) / len(timed) >= (1 - recipe.method.still) / recipe.method.every, name
+
+
+@pytest.mark.parametrize(("seconds", "wanted"), [(1e6, (1000, 3000.0)), (1000.0, (100, 300.0)), (1.0, (64, 192.0))])
+def test_trying_options_has_its_share_of_the_time(seconds: float, wanted: tuple[int, float],
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """30 options, of which an image takes a tenth of a second each."""
+    clock, tenths = [0.0], [torch.zeros(6, 5)]
+    monkeypatch.setattr(relaxed.time, "perf_counter", lambda: clock[0])
+
+    def loss(limit: int) -> None:
+        clock[0] += 0.1 * limit
+
+    search = SimpleNamespace(method=RECIPES["nasopt"].method, validation=range(1000), alphas=tenths, validation_loss=loss)
+    images, trying = relaxed._trial(search, seconds)  # type: ignore[arg-type]
+    assert images == wanted[0] and trying == pytest.approx(wanted[1])
+    search.method = RECIPES["darts1"].method
+    assert relaxed._trial(search, seconds) == (0, 0.0)  # type: ignore[arg-type]
 
 
 def test_the_seed_decides_the_weights_of_a_network_with_partial_channels() -> None:
@@ -187,13 +205,13 @@ def test_a_run_plans_its_watching_tells_of_alarms_and_reports_them(name: str, tm
     torch.manual_seed(0)
     setup, folder, lines = prepared(config), Folder(tmp_path), list[str]()
     planned = relaxed.plan(setup, name, 1000.0)
-    assert planned.steps >= 20 and 20 % planned.watch == 0
+    assert planned.steps >= 20 and 20 % planned.watch == 0 and (planned.tried > 0) == (name != "darts1")
     monkeypatch.setattr(Phases, "trust", lambda self: {"fallback": False})
     monkeypatch.setattr(Phases, "_train_supernet", lambda self: {"error": "not now"})
     monkeypatch.setattr(Phases, "_evaluation", lambda self: 0.01)
     monkeypatch.setattr(Phases, "estimator", lambda self: lambda ask: {"error": 0.1 + 0.1 * ask.number})
     monkeypatch.setattr(Phases, "_narrate", lambda *given: lambda progress: None)
-    monkeypatch.setattr(relaxed, "plan", lambda *given: relaxed.Plan(20, 0.1, 10))
+    monkeypatch.setattr(relaxed, "plan", lambda *given: relaxed.Plan(20, 0.1, 10, 64))
     monkeypatch.setattr(phases, "SHARES", {**phases.SHARES, "search": 0.5})
     monkeypatch.setattr("nasopt.strategies.gradient.agreement", lambda *given: -0.5)
     with closing(Sqlite(folder.study)) as storage:

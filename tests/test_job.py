@@ -137,7 +137,7 @@ def test_a_gradient_strategy_runs_as_the_others_do(data: Path, tmp_path: Path, n
 
 def test_the_hybrid_with_gradients_has_them_as_a_member(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asked, every member hears of it, nothing is asked twice, and what the best choose draws alpha."""
-    monkeypatch.setattr(phases.relaxed, "plan", lambda setup, name, seconds: phases.relaxed.Plan(40, 0.5, 20))
+    monkeypatch.setattr(phases.relaxed, "plan", lambda setup, name, seconds: phases.relaxed.Plan(40, 0.5, 20, 64))
     monkeypatch.setattr(phases.relaxed, "stride", lambda seconds, evaluation, trials: 2)
     made, build = list[Any](), phases.relaxed.strategy
     monkeypatch.setattr(phases.relaxed, "strategy", lambda *given: made.append(build(*given)) or made[-1])
@@ -159,7 +159,7 @@ def test_a_gradient_search_that_was_interrupted_comes_to_the_same_weights(data: 
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     """What depends on the time is fixed here: how many steps fit, and no shared weights to begin with."""
     monkeypatch.setattr(phases.Phases, "_train_supernet", lambda self: {"error": "not now"})
-    monkeypatch.setattr(phases.relaxed, "plan", lambda setup, name, seconds: phases.relaxed.Plan(40, 0.1, 20))
+    monkeypatch.setattr(phases.relaxed, "plan", lambda setup, name, seconds: phases.relaxed.Plan(40, 0.1, 20, 64))
     monkeypatch.setattr(phases.relaxed, "stride", lambda seconds, evaluation, trials: 3)
     narrate, seen = phases.Phases._narrate, list[object]()
 

@@ -189,17 +189,24 @@ class DifferentiableSearch:
         Raises:
             FloatingPointError: a loss or a gradient is not finite.
         """
-        batch, losses = self.method.recipe.batch_for(self.training), list[float]()
+        losses = list[float]()
+        for train, val in self.turns(steps):
+            if val is not None:
+                self._step_alphas(train, val)
+            losses.append(self.step_weights(train))
+            self.done += 1
+        return losses
+
+    def turns(self, steps: int) -> Iterator[tuple[Batch, Batch | None]]:
+        """The batches of so many steps more, at most those that are left: for the weights and, if it is its turn, for α. Options
+        are pruned when it is time. Whoever takes them counts `done`."""
+        batch = self.method.recipe.batch_for(self.training)
         inner = batches(self.training, batch, self.augment, self.seed, 2 * self.done)
         outer = batches(self.validation, min(batch, len(self.validation)), self.augment, self.seed, 2 * self.done + 1)
         for _ in range(min(steps, self.steps - self.done)):
             self._prune()
-            train = next(inner)
-            if self.progress >= self.method.still and self.done % self.method.every == 0:
-                self._step_alphas(train, next(outer))
-            losses.append(self.step_weights(train))
-            self.done += 1
-        return losses
+            moves = self.progress >= self.method.still and self.done % self.method.every == 0
+            yield next(inner), next(outer) if moves else None
 
     @property
     def progress(self) -> float:
@@ -360,9 +367,9 @@ class DifferentiableSearch:
             total += self.loss(batch, [*self.alphas, *self.betas]).item() * len(part)
         return total / len(index)
 
-    def settle(self, tuning: int, limit: int = 2048) -> Iterator[Arch]:
-        """DARTS-PT's choice: row by row in random order, the option without which the validation loss is largest; after each row
-        ``tuning`` steps of the weights. Yields the architecture after each row."""
+    def settle(self, tuning: int, limit: int) -> Iterator[Arch]:
+        """DARTS-PT's choice: row by row in random order, the option without which the loss of the first ``limit`` validation
+        images is largest; after each row ``tuning`` steps of the weights. Yields the architecture after each row."""
         order = [(k, row) for k, group in enumerate(self.groups) for row in range(group.rows)]
         for place in torch.randperm(len(order), generator=self._generator("settle")).tolist():
             k, row = order[place]

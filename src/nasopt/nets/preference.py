@@ -28,7 +28,7 @@ from nasopt import seed as seeds
 from nasopt.errors import InputError
 from nasopt.nets import mgda, relaxed
 from nasopt.nets.differentiable import Batch, Cost, DifferentiableSearch, Method
-from nasopt.nets.train import Augment, Images, batches
+from nasopt.nets.train import Augment, Images
 from nasopt.space import key
 
 Slopes: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -190,13 +190,10 @@ class PreferenceSearch:
         Raises:
             FloatingPointError: a loss or a gradient is not finite.
         """
-        batch, losses, inner = self.method.recipe.batch_for(self.training), list[float](), self.inner
-        first = batches(self.training, batch, self.augment, self.seed, 2 * self.done)
-        second = batches(self.validation, min(batch, len(self.validation)), self.augment, self.seed, 2 * self.done + 1)
-        for _ in range(min(steps, self.steps - self.done)):
-            train, r = next(first), self.drawn()
-            if inner.progress >= self.method.still and self.done % self.method.every == 0:
-                val = next(second)
+        losses, inner = list[float](), self.inner
+        for train, val in inner.turns(steps):
+            r = self.drawn()
+            if val is not None:
                 step(self.hyper, self._adam, r, [(d.features, self._slopes(d, r, train, val)) for d in self.devices],
                      self.entropy)
             with torch.no_grad():

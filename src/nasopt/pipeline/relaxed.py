@@ -19,7 +19,7 @@ from nasopt.seed import integer
 from nasopt.space import Arch
 from nasopt.strategies.bayes import DESIGN
 from nasopt.strategies.catalogue import COMBINED, members
-from nasopt.strategies.gradient import RECIPES, SLICES, Blobs, Gradient
+from nasopt.strategies.gradient import RECIPES, SLICES, TRIED, TUNING, Blobs, Gradient
 from nasopt.strategies.hybrid import Portfolio
 from nasopt.strategies.random import Unseen
 from nasopt.strategies.watch import watch
@@ -33,17 +33,25 @@ WATCHING = 0.1
 PULL = 0.01
 """How strongly the best trials of all members draw the α of a hybrid."""
 
-TRIED = 4
+TRIAL = 0.3
+"""Of that, what trying options takes at most, of methods that end so, unless `FEWEST` images take longer."""
+
+FEWEST = 64
+"""Validation images on which an option's absence is tried, at least."""
+
+TIMED = 4
 """Steps that are timed, after one that is not. α moves in half of them where it moves in half of all steps."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps of the training, the seconds of one, and after how many slices the search is watched closely."""
+    """Steps of the training, the seconds of one, after how many slices the search is watched closely, and on how many validation
+    images the absence of an option is tried; 0: on none."""
 
     steps: int
     step: float
     watch: int
+    tried: int
 
 
 def recipe_of(strategy: str) -> str:
@@ -69,19 +77,33 @@ def plan(setup: Setup, name: str, seconds: float) -> Plan:
         InputError: less than one step for every slice.
     """
     recipe = recipe_of(name)
-    tried = _search(setup, recipe, network(setup, recipe, None), 1 + TRIED)
-    tried.run(1)
+    search = _search(setup, recipe, network(setup, recipe, None), 1 + TIMED)
+    search.run(1)
     began = time.perf_counter()
-    tried.run(TRIED)
-    step, share = (time.perf_counter() - began) / TRIED, SHARE * seconds
-    if share < SLICES * step:
-        needed = setup.config.seconds * SLICES * step / share
-        raise InputError(f"{share:.1f} s to train the network that {name!r} relaxes are {share / step:.0f} steps, where {SLICES} "
-                         f"are needed at least: give a budget of {needed:.0f} s or more, or choose another strategy.")
+    search.run(TIMED)
+    step, share = (time.perf_counter() - began) / TIMED, SHARE * seconds
+    images, trying = _trial(search, share)
+    if share - trying < SLICES * step:
+        needed = setup.config.seconds * (SLICES * step + trying) / share
+        raise InputError(f"{share:.1f} s to train the network that {name!r} relaxes are {max(0, share - trying) / step:.0f} "
+                         f"steps, where {SLICES} are needed at least: give a budget of {needed:.0f} s or more, or choose "
+                         "another strategy.")
     began = time.perf_counter()
-    watch(tried, setup.config.seed, 0, True)
+    watch(search, setup.config.seed, 0, True)
     look = time.perf_counter() - began
-    return Plan(max(SLICES, int((share - max(WATCHING * share, look)) / step)), step, every(look, WATCHING * share))
+    steps = int((share - trying - max(WATCHING * share, look)) / (step * (1 + TUNING * (images > 0))))
+    return Plan(max(SLICES, steps), step, every(look, WATCHING * share), images)
+
+
+def _trial(search: DifferentiableSearch, seconds: float) -> tuple[int, float]:
+    """On how many images every option's absence is tried, and the seconds of that; (0, 0) without a trial."""
+    if not search.method.trial:
+        return 0, 0.0
+    began = time.perf_counter()
+    search.validation_loss(FEWEST)
+    an_image = (time.perf_counter() - began) / min(FEWEST, len(search.validation)) * sum(a.numel() for a in search.alphas)
+    images = max(FEWEST, min(TRIED, len(search.validation), int(TRIAL * seconds / an_image)))
+    return images, images * an_image
 
 
 def every(look: float, seconds: float) -> int:
@@ -97,7 +119,7 @@ def strategy(setup: Setup, name: str, net: nn.Module, plan: Plan, stride: int, b
     recipe, seed, problem = recipe_of(name), setup.config.seed, setup.problem
     search, unseen = _search(setup, recipe, net, plan.steps), Unseen(problem)
     found = Gradient(problem, seed, search, recipe, RECIPES[recipe].flat, blobs=blobs, unseen=unseen, stride=stride,
-                     pull=PULL if name == COMBINED else 0.0, watch=plan.watch, guard=True)
+                     pull=PULL if name == COMBINED else 0.0, watch=plan.watch, guard=True, tried=plan.tried)
     if name != COMBINED:
         return found
     return Portfolio(problem, seed, {**members(problem, seed, initial, None, unseen), recipe: found}, start=DESIGN,

@@ -43,6 +43,12 @@ SLICES = 20
 GUIDES = 8
 """Trials below which α is not drawn to what the best of them choose."""
 
+TRIED = 2048
+"""Validation images, at most, on which an option's absence is tried where it is (`Method.trial`)."""
+
+TUNING = 0.1
+"""Steps of the weights between these trials, as a share of those before."""
+
 SPREAD = 100
 """Draws from softmax(α), at most, to find an architecture that was not asked yet."""
 
@@ -133,6 +139,7 @@ class Gradient:
             (`nasopt.strategies.watch.watch`); 0: never. α does not depend on it.
         guard: end the search once skip connections lead nearly everywhere, and go back to the last slice in which they did not
             (`nasopt.strategies.watch.alarms`).
+        tried: validation images on which an option's absence is tried; of methods with `Method.trial`.
 
     Attributes:
         history: the slices so far, after an end by `flat` or ``guard`` once more the one to which the search went back.
@@ -153,6 +160,7 @@ class Gradient:
     pull: float = 0.0
     watch: int = 0
     guard: bool = False
+    tried: int = TRIED
     history: list[Slice] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -251,7 +259,7 @@ class Gradient:
         end = round(search.steps * number / self.slices)
         losses = search.run(end - search.done)
         if number == self.slices and search.method.trial:
-            for _ in search.settle(max(1, search.steps // (10 * sum(g.rows for g in search.groups)))):
+            for _ in search.settle(max(1, int(TUNING * search.steps / sum(g.rows for g in search.groups))), self.tried):
                 pass
         scores = tuple(a.detach().masked_fill(~k, -torch.inf) for a, k in zip(search.alphas, search.allowed, strict=True))
         measured = [(t.ask.arch, t.metrics["error"]) for t in self._told
