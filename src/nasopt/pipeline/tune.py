@@ -96,6 +96,7 @@ def ranges(setup: Setup, most: float) -> dict[str, BaseDistribution]:
         "warmup": FloatDistribution(0.0, 0.5),
         "flip": CategoricalDistribution([False, True]),
         "translate": IntDistribution(0, min(max(2, 2 * setup.augment.translate), min(height, width) - 1)),
+        "cutout": IntDistribution(0, min(height, width) // 2),
     }
 
 
