@@ -296,6 +296,13 @@ def test_a_loss_that_is_not_finite_is_told() -> None:
         train.fit(small(), broken, train.Recipe(epochs=1), train.Augment(), 0)
 
 
+def test_a_loss_that_is_read_later_is_told_with_its_step() -> None:
+    losses = [torch.tensor(v) for v in (1.0, float("inf"), 2.0)]
+    with pytest.raises(FloatingPointError, match="became inf at step 9 of 20"):
+        train._read(losses, 10, 20)
+    assert train._read(losses[::2], 10, 20) == [1.0, 2.0]
+
+
 def test_error_counts_wrong_answers() -> None:
     data = images(10)
 
