@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from nasopt import space
 from nasopt.nets import choices
-from nasopt.pipeline import final, warm
+from nasopt.pipeline import final, phases, warm
+from nasopt.pipeline.folder import Folder
+from nasopt.pipeline.progress import Display, Watch
 from nasopt.pipeline.setup import Config, Setup, prepare
+from nasopt.run.storage import Memory
 from nasopt.tasks.data import Dataset
 from nasopt.trial import Ask, Constraint, Objective, Trial
 
@@ -123,3 +130,44 @@ def test_a_network_below_every_designed_one_is_chosen_once() -> None:
 def test_timing_an_epoch_trains_a_few_steps(setup: Setup) -> None:
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
     assert final.epoch_seconds(net, setup.training, final.train.Recipe(), setup.augment) > 0
+
+
+def test_a_final_training_that_was_interrupted_goes_on_from_its_checkpoint(setup: Setup, tmp_path: Path,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    found, steps = dict[str, torch.Tensor](), list[int]()
+
+    def export(self: final.Delivery, net: torch.nn.Module, folder: Path) -> dict[str, str]:
+        found[folder.name] = torch.cat([v.flatten() for v in net.state_dict().values()])
+        return {}
+
+    def deliver(storage: Memory, stop: int) -> dict[str, torch.Tensor]:
+        """The weights of both hand-designed networks, or an interruption after so many steps."""
+        def watch(done: float, total: float, note: str = "") -> None:
+            steps.append(1)
+            if len(steps) == stop:
+                raise KeyboardInterrupt
+
+        class Quiet(Display):
+            @contextmanager
+            def phase(self, title: str) -> Iterator[Watch]:
+                yield watch
+
+        found.clear()
+        steps.clear()
+        phases.Phases(setup, storage, Folder(tmp_path), Quiet(print)).deliver([], [2.0, 0.5])
+        return dict(found)
+
+    monkeypatch.setattr("nasopt.pipeline.kept.EVERY", 0.0)
+    monkeypatch.setattr(final.Delivery, "export", export)
+    monkeypatch.setattr(final.Delivery, "mistakes", lambda self, folder, files: (1, 12))
+    monkeypatch.setattr(final.Delivery, "latencies", lambda self, nets, folders: [{"latency_ms": 1.0, "latency_iqr_ms": 0.1}] * 2)
+    whole, epoch = deliver(Memory(), 0), final.train.steps_of(setup.rest, final.train.Recipe(epochs=1))
+    assert len(steps) == 2.5 * epoch
+    storage = Memory()
+    with pytest.raises(KeyboardInterrupt):
+        deliver(storage, epoch + 5)
+    assert storage.get("checkpoint small-resnet")
+    again = deliver(storage, 0)
+    assert len(steps) == 1.5 * epoch
+    assert all(torch.equal(whole[name], again[name]) for name in ("small-resnet", "small-mobilenetv2-like"))
+    assert storage.get("checkpoint small-resnet") == b""

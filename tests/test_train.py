@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from nasopt.errors import InputError
 from nasopt.nets import train
+from nasopt.nets.averaging import EVERY, Lookahead
+from nasopt.nets.checkpoint import Checkpoint
 from nasopt.nets.depthwise import Depthwise
 from nasopt.nets.muon import Muon, orthogonal
 
@@ -69,6 +72,20 @@ def test_flips_alternate_from_epoch_to_epoch() -> None:
     assert 0 < len(epochs[0]) < 40
     assert epochs[1] == set(range(40)) - epochs[0]
     assert epochs[2] == epochs[0]
+
+
+def test_a_cutout_is_a_square_around_any_pixel() -> None:
+    x, augment, sizes, seen = torch.ones(500, 3, 9, 7), train.Augment(cutout=4), set(), torch.zeros(9, 7)
+    out = augment(x, torch.zeros(500, dtype=torch.bool), torch.Generator().manual_seed(0))
+    for image in out:
+        gone = image[0] == 0
+        assert all(torch.equal(image[c] == 0, gone) for c in range(3))
+        rows, columns = gone.any(1).nonzero()[:, 0], gone.any(0).nonzero()[:, 0]
+        assert gone[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1].all()
+        sizes.add((len(rows), len(columns)))
+        seen += gone
+    assert sizes == {(a, b) for a in (2, 3, 4) for b in (2, 3, 4)}
+    assert (seen > 0).all()
 
 
 def test_only_colour_photographs_are_mirrored() -> None:
@@ -146,11 +163,144 @@ def test_training_learns_and_is_reproducible() -> None:
     assert not nets[0].training
 
 
+# --------------------------------------------------------------------------------------------------------- checkpoints
+FULL = train.Recipe(epochs=3, batch=12, average=0.9)
+
+
+def trained(resume: Checkpoint | None = None,
+            recipe: train.Recipe = FULL) -> tuple[list[torch.Tensor], train.Fitted, list[Checkpoint]]:
+    """The weights and statistics after a training with everything in it that is random or has a state."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*small(), nn.Dropout(0.2))
+    data, augment, points = images(60, (1, 8, 8)), train.Augment(flip=True, translate=1, cutout=2), list[Checkpoint]()
+    fitted = train.fit(net, data, recipe, augment, 5, 2, resume=resume, keep=points.append)
+    return list(net.state_dict().values()), fitted, points
+
+
+def test_a_training_resumes_at_every_epoch_bit_for_bit() -> None:
+    whole, fitted, points = trained()
+    assert [p.step for p in points] == [20, 40, 60]
+    for point in points:
+        torch.manual_seed(7)
+        again, refitted, later = trained(Checkpoint.from_bytes(point.to_bytes()))
+        assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+        assert (refitted.steps, refitted.loss) == (fitted.steps, fitted.loss)
+        assert refitted.seconds > point.seconds
+        assert [p.step for p in later] == [p.step for p in points if p.step > point.step]
+
+
+def test_batches_can_begin_anywhere() -> None:
+    data, augment = images(50, (3, 16, 16)), train.Augment(flip=True, translate=1, cutout=3)
+    stream = train.batches(data, 16, augment, 0, 0)
+    known = [next(stream) for _ in range(8)]
+    for first, (x, y) in enumerate(known):
+        found, labels = next(train.batches(data, 16, augment, 0, 0, first))
+        assert torch.equal(x, found)
+        assert torch.equal(y, labels)
+
+
+def test_a_checkpoint_of_another_training_is_refused() -> None:
+    point = trained()[2][0]
+    with pytest.raises(InputError, match=r"belongs to another training .*it has 60 steps, not 40"):
+        trained(point, replace(FULL, epochs=2))
+    with pytest.raises(InputError, match="belongs to another training"):
+        trained(trained(recipe=replace(FULL, average=0.0))[2][0])
+    with pytest.raises(InputError, match="belongs to another training"):
+        train.fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), images(60), FULL, train.Augment(), 0, resume=point)
+    with pytest.raises(InputError, match="cannot be read"):
+        Checkpoint.from_bytes(b"nothing")
+
+
+# ------------------------------------------------------------------------------------------- averages, mirrors, devices
+def test_slow_weights_follow_the_fast_ones_and_draw_them_back() -> None:
+    net = nn.BatchNorm2d(1)
+    slow = Lookahead(net, 0.9)
+    with torch.no_grad():
+        for value in (net.weight, net.running_mean):
+            assert value is not None
+            value.fill_(3.0)
+    slow.step(1, 100)
+    assert net.weight.item() == 3.0
+    slow.step(EVERY * 10, 100)
+    share = 1 - 0.9**EVERY * 0.5**3
+    assert net.weight.item() == pytest.approx(1 + share * 2)
+    assert net.running_mean is not None and net.running_mean.item() == pytest.approx(share * 3)
+    with pytest.raises(InputError, match="between 0 and 1, got 1: give"):
+        Lookahead(net, 1.0)
+
+
+def test_a_mirrored_network_does_not_see_left_and_right() -> None:
+    x = torch.rand(5, 1, 8, 8)
+    net = small().eval()
+    both = train.Mirrored(net)
+    torch.testing.assert_close(both(x), both(x.flip(3)))
+    torch.testing.assert_close(both(x), (net(x) + net(x.flip(3))) / 2)
+    assert not torch.allclose(net(x), net(x.flip(3)))
+
+
+@pytest.mark.parametrize(("name", "says"), [("tpu", "unknown device 'tpu': give cpu"), ("mps", "unknown device 'mps'"),
+                                            (f"cuda:{torch.cuda.device_count()}", "is not there, PyTorch .* GPUs: give cpu")])
+def test_a_device_that_is_not_there_is_told(name: str, says: str) -> None:
+    assert train.device_of("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match=says):
+        train.device_of(name)
+
+
+class Greedy(nn.Module):
+    """A network without memory for more than some images."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.layer, self.most, self.seen = nn.Linear(64, 2), most, list[int]()
+        nn.init.zeros_(self.layer.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        self.seen.append(len(x))
+        y: torch.Tensor = self.layer(x.flatten(1))
+        return y
+
+
+def test_a_batch_too_large_for_the_memory_goes_in_parts() -> None:
+    said, nets = list[str](), [Greedy(100), Greedy(4)]
+    recipe = train.Recipe(epochs=1, batch=12, kernel_lr=None)
+    for net in nets:
+        torch.manual_seed(0)
+        net.layer.reset_parameters()
+        train.fit(net, images(240), recipe, train.Augment(), 0, tell=said.append)
+    assert said == ["the memory of cpu is too small for 12 images at once: going on with 6.",
+                    "the memory of cpu is too small for 6 images at once: going on with 3."]
+    assert set(nets[1].seen) == {3} and sum(nets[1].seen) == sum(nets[0].seen) == 240
+    torch.testing.assert_close(nets[0].layer.weight, nets[1].layer.weight, atol=0.02, rtol=0.02)  # bf16
+    with pytest.raises(MemoryError, match=r"out of memory.*with 3 images at once"):
+        train.fit(Greedy(1), images(240), recipe, train.Augment(), 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_sees_the_same_batches_and_learns() -> None:
+    data, augment = images(128, (3, 16, 16)), train.Augment(flip=True, translate=1, cutout=3)
+    there = data.to(train.device_of("cuda"))
+    for (x, y), (x2, y2) in islice(zip(*(train.batches(d, 32, augment, 0, 0) for d in (data, there)), strict=True), 6):
+        torch.testing.assert_close(x, x2.cpu())
+        assert torch.equal(y, y2.cpu())
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 2))
+    train.fit(net, there, replace(FULL, epochs=8), augment, 0, keep=lambda point: point.to_bytes())
+    assert train.error(net, there, fast=True) < 0.1
+
+
 def test_a_loss_that_is_not_finite_is_told() -> None:
     data = images(64)
     broken = replace(data, x=data.x * float("nan"))
     with pytest.raises(FloatingPointError, match="became nan at step 1"):
         train.fit(small(), broken, train.Recipe(epochs=1), train.Augment(), 0)
+
+
+def test_a_loss_that_is_read_later_is_told_with_its_step() -> None:
+    losses = [torch.tensor(v) for v in (1.0, float("inf"), 2.0)]
+    with pytest.raises(FloatingPointError, match="became inf at step 9 of 20"):
+        train._read(losses, 10, 20)
+    assert train._read(losses[::2], 10, 20) == [1.0, 2.0]
 
 
 def test_error_counts_wrong_answers() -> None:

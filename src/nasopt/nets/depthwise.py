@@ -30,7 +30,7 @@ class Depthwise(TorchFunctionMode):
 def _conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
             groups: int = 1) -> Tensor:
     """`torch.nn.functional.conv2d`."""
-    if groups == 1 or (groups < input.shape[1] and _largest(dilation) == 1):
+    if groups == 1 or input.device.type != "cpu" or (groups < input.shape[1] and _largest(dilation) == 1):
         return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
     step = (stride, stride) if isinstance(stride, int) else stride
     every = _largest(dilation) > 1 and _largest(stride) > 1

@@ -20,10 +20,11 @@ from torch.nn import functional
 from nasopt import seed as seeds
 from nasopt.errors import InputError, unknown
 from nasopt.nets import mgda, relax, relaxed
+from nasopt.nets.checkpoint import load_optimisers, optimiser_tensors
 from nasopt.nets.depthwise import Depthwise
 from nasopt.nets.hypergradient import FirstOrder, Hypergradient, Loss, Tensors
 from nasopt.nets.options import Mix
-from nasopt.nets.train import Augment, Images, Recipe, autocast, batches, channels_last, optimisers, set_rates
+from nasopt.nets.train import Augment, Images, Recipe, autocast, batches, channels_last, optimisers, set_rates, whiten
 from nasopt.space import Arch
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
@@ -176,6 +177,7 @@ class DifferentiableSearch:
         self.betas = [torch.zeros(len(g.targets) if self.method.edges else 0).requires_grad_() for g in self.groups]
         self.allowed = [torch.ones(g.shape, dtype=torch.bool) for g in self.groups]
         channels_last(self.net.train())
+        whiten(self.net, self.training)
         self._weights = optimisers(self.net, self.method.recipe)
         self._adam = torch.optim.Adam([*self.alphas, *self.betas], self.method.lr, self.method.betas,
                                       weight_decay=self.method.decay)
@@ -400,9 +402,7 @@ class DifferentiableSearch:
         found = {f"net {k}": v for k, v in self.net.state_dict().items()}
         for name, tensors in (("alpha", self.alphas), ("beta", self.betas), ("allowed", self.allowed)):
             found.update({f"{name} {k}": v.detach() for k, v in enumerate(tensors)})
-        for number, opt in enumerate([*self._weights, self._adam]):
-            for place, kept in opt.state_dict()["state"].items():
-                found.update({f"opt {number} {place} {key}": torch.as_tensor(v) for key, v in kept.items() if v is not None})
+        found.update(optimiser_tensors([*self._weights, self._adam]))
         return {k: v.clone(memory_format=torch.contiguous_format) for k, v in {**found, "done": torch.tensor(self.done)}.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -417,13 +417,7 @@ class DifferentiableSearch:
                 for name, tensors in (("alpha", self.alphas), ("beta", self.betas), ("allowed", self.allowed)):
                     for k, tensor in enumerate(tensors):
                         tensor.copy_(state[f"{name} {k}"])
-            for number, opt in enumerate([*self._weights, self._adam]):
-                kept: dict[int, dict[str, Tensor]] = {}
-                for key, value in state.items():
-                    kind, *rest = key.split(" ", 3)
-                    if kind == "opt" and int(rest[0]) == number:
-                        kept.setdefault(int(rest[1]), {})[rest[2]] = value.clone()
-                opt.load_state_dict({**opt.state_dict(), "state": kept})
+            load_optimisers([*self._weights, self._adam], state)
             self.done = int(state["done"])
         except (KeyError, RuntimeError, ValueError) as problem:
             raise InputError("the saved state of the differentiable search belongs to another network or method: start the "

@@ -24,7 +24,7 @@ def orthogonal(matrix: Tensor, steps: int = 3) -> Tensor:
     x = x if wide else x.T
     for _ in range(steps):
         gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)  # a·x + (b·gram + c·gram²)·x
     out: Tensor = x if wide else x.T
     return out.to(matrix.dtype)
 

@@ -14,7 +14,19 @@ from torch.nn import functional
 from nasopt import seed as seeds
 from nasopt.nets import choices
 from nasopt.nets.depthwise import Depthwise
-from nasopt.nets.train import Augment, Fitted, Images, Recipe, autocast, batches, channels_last, optimisers, set_rates, triangle
+from nasopt.nets.train import (
+    Augment,
+    Fitted,
+    Images,
+    Recipe,
+    autocast,
+    batches,
+    channels_last,
+    optimisers,
+    set_rates,
+    triangle,
+    whiten,
+)
 from nasopt.space import Arch, Layout, Space, connected, layout
 
 
@@ -61,6 +73,7 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, steps: i
     started, space = time.perf_counter(), choices.space_of(net)
     opts = optimisers(net, recipe)
     channels_last(net.train())
+    whiten(net, data)
     tail: list[float] = []
     for step, (x, y) in zip(range(steps), batches(data, recipe.batch_for(data), augment, seed, 0), strict=False):
         set_rates(opts, triangle(step, steps, recipe.warmup))

@@ -2,7 +2,9 @@
 
 Muon for the kernels, SGD with Nesterov momentum for the rest, a triangular learning rate, label smoothing, alternating flips
 and random translations (the parts that matter most in Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", arXiv
-2404.00498), bf16 autocast and channels_last where a measurement says that they pay.
+2404.00498), bf16 autocast and channels_last where a measurement says that they pay. Cutout and averaged weights can be asked for.
+
+A network is trained where its images are: on the CPU, or on the GPU after `Images.to`.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TypeVar
 
@@ -19,8 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nasopt import seed as seeds
+from nasopt.errors import InputError, one_line
+from nasopt.nets.averaging import Lookahead
+from nasopt.nets.checkpoint import Checkpoint, load_optimisers, optimiser_tensors
 from nasopt.nets.depthwise import Depthwise
 from nasopt.nets.muon import Muon
+from nasopt.nets.whitening import Whitening
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -59,6 +65,15 @@ class Images:
         """The images at ``index`` of these."""
         return replace(self, index=self.index[index])
 
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.x.device
+
+    def to(self, device: torch.device) -> Images:
+        """The same images on a device, where they stay: a copy of the whole data set if they are elsewhere."""
+        return Images(*(getattr(self, f.name).to(device) for f in fields(self)))
+
     def normalised(self, index: Tensor | slice) -> Tensor:
         """float32 (k, C, H, W), zero mean and unit variance per channel over the training part."""
         x = (self.x[self.index[index]].float() - self.mean[:, None, None]) / self.std[:, None, None]
@@ -72,27 +87,45 @@ class Augment:
     Attributes:
         flip: mirror left and right: a random half in the first epoch, then alternately (arXiv 2404.00498, §3.3).
         translate: shift by up to so many pixels, the border reflected.
+        cutout: side in pixels of a square that is set to the mean colour, 0: none; its centre is anywhere in the image, so that
+            part of it may lie outside (DeVries & Taylor, arXiv 1708.04552).
     """
 
     flip: bool = False
     translate: int = 0
+    cutout: int = 0
 
     @classmethod
     def for_images(cls, shape: tuple[int, int, int]) -> Augment:
         """A default from the shape (C, H, W): colour photographs are mirrored, nothing else is; shifts of up to 1/16."""
         return cls(flip=shape[0] == 3 and min(shape[1:]) >= 16, translate=min(max(1, min(shape[1:]) // 16), min(shape[1:]) - 1))
 
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What is random about n images: their shifts, integers (2, n), and the centres of their cutouts, (2, n) from 0 to 1;
+        nothing is drawn for what is off."""
+        shift = torch.randint(0, 2 * self.translate + 1, (2, n), generator=generator) if self.translate else torch.empty(2, 0)
+        return shift, torch.rand(2, n, generator=generator) if self.cutout else torch.empty(2, 0)
+
     def __call__(self, x: Tensor, flipped: Tensor, generator: torch.Generator) -> Tensor:
-        """``x`` (n, C, H, W), ``flipped`` (n,) bool: which images are mirrored now."""
+        """``x`` (n, C, H, W), normalised; ``flipped`` (n,) bool: which images are mirrored now."""
+        n, _, h, w = x.shape
+        shift, centre = (t.to(x.device) for t in self.draw(n, generator))
         if self.flip:
             x = torch.where(flipped[:, None, None, None], x.flip(3), x)
         if self.translate:
-            n, _, h, w = x.shape
             padded = functional.pad(x, [self.translate] * 4, mode="reflect")
             windows = padded.unfold(2, h, 1).unfold(3, w, 1)
-            shift = torch.randint(0, 2 * self.translate + 1, (2, n), generator=generator)
-            x = windows[torch.arange(n), :, shift[0], shift[1]]
+            x = windows[torch.arange(n, device=x.device), :, shift[0], shift[1]]
+        if self.cutout:
+            rows, columns = (self._hidden(c, size) for c, size in zip(centre, (h, w), strict=True))
+            x = x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
         return x.contiguous(memory_format=torch.channels_last)
+
+    def _hidden(self, centre: Tensor, size: int) -> Tensor:
+        """Which of ``size`` pixels of a side the cutout hides, (n, size) bool."""
+        first = (centre * size).long() - self.cutout // 2
+        place = torch.arange(size, device=centre.device) - first[:, None]
+        return (place >= 0) & (place < self.cutout)
 
 
 @dataclass(frozen=True)
@@ -108,6 +141,7 @@ class Recipe:
         smoothing: label smoothing.
         warmup: share of the steps in which the learning rates rise linearly; then they fall linearly to 0.
         clip: largest norm of the gradient.
+        average: decay of averaged weights, to which the weights return every few steps (`Lookahead`); 0: none.
     """
 
     epochs: float = 8.0
@@ -120,6 +154,7 @@ class Recipe:
     smoothing: float = 0.1
     warmup: float = 0.05
     clip: float = 5.0
+    average: float = 0.0
 
     def scaled(self, share: float) -> Recipe:
         """The same recipe for a share of the epochs."""
@@ -131,18 +166,29 @@ class Recipe:
         return max(2, min(self.batch, len(data) // MIN_STEPS, max(16, self.batch * LARGE // pixels)))
 
 
+CPU = torch.device("cpu")
 MIN_STEPS = 20
 LARGE = 64 * 64
 
 
-def batches(data: Images, batch: int, augment: Augment, seed: int, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless shuffled batches (x float32 normalised and augmented, y), reproducible from ``seed`` and ``number``."""
+def batches(data: Images, batch: int, augment: Augment, seed: int, number: int,
+            first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless shuffled batches (x float32 normalised and augmented, y), reproducible from ``seed`` and ``number``, the same on
+    every device.
+
+    Args:
+        first: so many batches are left out, as if they had been taken; only their random numbers are drawn.
+    """
     generator = torch.Generator().manual_seed(seeds.integer(seed, number, "batches"))
-    mirrored = torch.rand(len(data), generator=generator) < 0.5
+    mirrored = (torch.rand(len(data), generator=generator) < 0.5).to(data.device)
     labels = data.y
     while True:
-        order = torch.randperm(len(data), generator=generator)
+        order = torch.randperm(len(data), generator=generator).to(data.device)
         for start in range(0, len(data) - batch + 1, batch):
+            if first:
+                first -= 1
+                augment.draw(batch, generator)
+                continue
             index = order[start:start + batch]
             yield augment(data.normalised(index), mirrored[index], generator), labels[index]
         mirrored = ~mirrored
@@ -155,14 +201,15 @@ def steps_of(data: Images, recipe: Recipe) -> int:
 
 def optimisers(net: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for kernels that see more than one channel, SGD with Nesterov momentum for all else."""
-    muon = [p for p in net.parameters() if p.ndim == 4 and p.shape[1] > 1] if recipe.kernel_lr is not None else []
-    rest = [p for p in net.parameters() if all(p is not k for k in muon)]
+    trained = [p for p in net.parameters() if p.requires_grad]
+    muon = [p for p in trained if p.ndim == 4 and p.shape[1] > 1] if recipe.kernel_lr is not None else []
+    rest = [p for p in trained if all(p is not k for k in muon)]
     groups = [{"params": [p for p in rest if p.ndim > 1], "weight_decay": recipe.weight_decay},
               {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0}]
     groups = [g for g in groups if g["params"]]
     made: list[torch.optim.Optimizer] = []
     if groups:
-        made.append(torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True))
+        made.append(torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True, foreach=True))
     if muon and recipe.kernel_lr is not None:
         made.append(Muon(muon, recipe.kernel_lr, recipe.kernel_momentum))
     for opt in made:
@@ -193,50 +240,173 @@ class Fitted:
     loss: float
 
 
+SAMPLE = 2**20
+"""Pixels of the training images from which a whitening layer learns."""
+
+LOOK = 20
+"""Steps after which the losses are read from a GPU, which has to be waited for."""
+
+
 def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, seed: int, number: int = 0,
-        watch: Callable[[int, int], None] | None = None) -> Fitted:
-    """Trains ``net`` in place.
+        watch: Callable[[int, int], None] | None = None, *, resume: Checkpoint | None = None,
+        keep: Callable[[Checkpoint], None] | None = None, tell: Callable[[str], None] | None = None) -> Fitted:
+    """Trains ``net`` in place, where the images are; there it stays.
+
+    If a GPU's memory is too small for a batch, batches go through the network in 2, 4, ... parts from then on, whose gradients
+    are added up: steps, images seen and learning rates stay as they are.
 
     Args:
         seed, number: the training is reproducible from these two.
         watch: called with (steps done, steps) after every step.
+        resume: where to go on, with the same network and the other arguments as they were. On a CPU with as many threads the
+            result is the same bit for bit.
+        keep: called at the end of every epoch.
+        tell: called with a sentence if the memory was too small.
 
     Raises:
         FloatingPointError: the loss is not finite.
+        MemoryError: the GPU's memory is too small for two images.
+        InputError: the checkpoint belongs to another training.
     """
-    started, steps = time.perf_counter(), steps_of(data, recipe)
+    started, steps, batch = time.perf_counter(), steps_of(data, recipe), recipe.batch_for(data)
+    channels_last(net.to(data.device).train())
+    whiten(net, data)
     opts = optimisers(net, recipe)
-    channels_last(net.train())
-    tail: list[float] = []
-    for step, (x, y) in zip(range(steps), batches(data, recipe.batch_for(data), augment, seed, number), strict=False):
+    slow = Lookahead(net, recipe.average) if recipe.average else None
+    first, tail, parts = 0, list[float](), 1
+    if resume is not None:
+        first, tail = resume.step, list(resume.losses)
+        started -= resume.seconds
+        _restore(resume, steps, net, opts, slow)
+    unread = list[Tensor]()
+    for step, (x, y) in zip(range(first, steps), batches(data, batch, augment, seed, number, first), strict=False):
         set_rates(opts, triangle(step, steps, recipe.warmup))
-        with autocast(), Depthwise():
-            loss = functional.cross_entropy(net(x).float(), y, label_smoothing=recipe.smoothing)
-        net.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
+        while True:
+            try:
+                unread.append(_descend(net, x, y, recipe.smoothing, parts))
+                break
+            except torch.OutOfMemoryError as problem:
+                parts *= 2
+                if batch < 2 * parts:
+                    raise MemoryError(f"{one_line(problem)} (with {2 * batch // parts} images at once)") from problem
+            torch.cuda.empty_cache()
+            if tell is not None:
+                tell(f"the memory of {data.device} is too small for {2 * batch // parts} images at once: going on with "
+                     f"{batch // parts}.")
+        nn.utils.clip_grad_norm_(net.parameters(), recipe.clip, foreach=True)
         for opt in opts:
             opt.step()
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the training loss became {value} at step {step + 1} of {steps}.")
-        tail = [*tail, value][-max(1, steps // 10):]
+        done = step + 1
+        if slow is not None:
+            slow.step(done, steps)
+        epoch_ends = done % (len(data) // batch) == 0
+        if data.device.type == "cpu" or len(unread) == LOOK or epoch_ends or done == steps:
+            tail = [*tail, *_read(unread, done, steps)][-max(1, steps // 10):]
+            unread.clear()
         if watch is not None:
-            watch(step + 1, steps)
+            watch(done, steps)
+        if keep is not None and epoch_ends:
+            keep(Checkpoint(done, steps, time.perf_counter() - started, tuple(tail), _tensors(net, opts, slow)))
     net.eval()
     return Fitted(time.perf_counter() - started, steps, sum(tail) / len(tail))
 
 
+def whiten(net: nn.Module, data: Images) -> None:
+    """Sets the kernels of a network's `Whitening` layers, if there are any, from images spread over the data."""
+    for layer in net.modules():
+        if isinstance(layer, Whitening):
+            most = max(1, SAMPLE // (data.x.shape[2] * data.x.shape[3]))
+            layer.learn(data.normalised(slice(None, None, math.ceil(len(data) / most))))
+
+
+def _descend(net: nn.Module, x: Tensor, y: Tensor, smoothing: float, parts: int) -> Tensor:
+    """The loss of a batch, detached; its gradient is left in the parameters."""
+    net.zero_grad(set_to_none=True)
+    total = torch.zeros((), device=x.device)
+    for some, labels in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
+        with autocast(device=x.device), Depthwise():
+            loss = functional.cross_entropy(net(some).float(), labels, label_smoothing=smoothing)
+        loss = loss * (len(labels) / len(y))
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def _read(losses: Sequence[Tensor], done: int, steps: int) -> list[float]:
+    """The values of the losses of the last steps."""
+    values: list[float] = torch.stack(list(losses)).tolist()
+    for step, value in enumerate(values, done - len(values) + 1):
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the training loss became {value} at step {step} of {steps}.")
+    return values
+
+
+def _tensors(net: nn.Module, opts: Sequence[torch.optim.Optimizer], slow: Lookahead | None) -> dict[str, Tensor]:
+    """Copies of what a checkpoint holds, on the CPU."""
+    found = {f"net {k}": v for k, v in net.state_dict().items()} | optimiser_tensors(opts) | {"random": torch.get_rng_state()}
+    found |= {f"slow {k}": v for k, v in enumerate(slow.slow if slow is not None else ())}
+    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in found.items()}
+
+
+def _restore(point: Checkpoint, steps: int, net: nn.Module, opts: Sequence[torch.optim.Optimizer],
+             slow: Lookahead | None) -> None:
+    """Sets what `_tensors` copied."""
+    try:
+        if point.steps != steps:
+            raise ValueError(f"it has {point.steps} steps, not {steps}")
+        net.load_state_dict({k[4:]: v for k, v in point.tensors.items() if k.startswith("net ")})
+        load_optimisers(opts, point.tensors)
+        if slow is not None:
+            slow.load([point.tensors[f"slow {k}"] for k in range(len(slow.slow))])
+        torch.set_rng_state(point.tensors["random"])
+    except (KeyError, RuntimeError, ValueError) as problem:
+        raise InputError(f"the checkpoint belongs to another training ({one_line(problem)}): start this one anew.") from problem
+
+
 @torch.inference_mode()
 def error(net: nn.Module, data: Images, batch: int = 512, fast: bool = False) -> float:
-    """Share of images that the network, in evaluation mode, classifies wrongly. ``fast``: in bf16 where that pays."""
+    """Share of images that the network, in evaluation mode and where the images are, classifies wrongly. ``fast``: in bf16 where
+    that pays."""
     wrong, labels = 0, data.y
     batch = min(batch, max(16, batch * LARGE // (data.x.shape[2] * data.x.shape[3])))
     for start in range(0, len(data), batch):
-        with autocast(fast):
+        with autocast(fast, data.device):
             logits = net(data.normalised(slice(start, start + batch)))
         wrong += int((logits.argmax(1) != labels[start:start + batch]).sum())
     return wrong / len(data)
+
+
+class Mirrored(nn.Module):
+    """The mean of a network's logits of an image (n, C, H, W) and of its mirror image: fewer errors for twice the time, where
+    images are mirrored in training (`Augment.flip`)."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (n, classes)."""
+        logits: Tensor = (self.net(x) + self.net(x.flip(3))) / 2
+        return logits
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name: ``cpu``, ``cuda``, ``cuda:1``, ...
+
+    Raises:
+        InputError: no such device, or it is not there.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"unknown device {name!r}: give cpu, cuda, or cuda:N for the GPU of that number.")
+    found = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise InputError(f"the device {name!r} is not there, PyTorch {torch.__version__} finds {found} GPUs: give cpu, or "
+                         "install a build of PyTorch for your GPU.")
+    return device
 
 
 def channels_last(net: M) -> M:
@@ -245,9 +415,9 @@ def channels_last(net: M) -> M:
     return moved
 
 
-def autocast(enabled: bool = True) -> torch.autocast:
-    """bf16 autocast on this machine if it pays (`bf16_pays`)."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=enabled and bf16_pays())
+def autocast(enabled: bool = True, device: torch.device = CPU) -> torch.autocast:
+    """bf16 autocast if it pays: on a CPU by measurement (`bf16_pays`), on a GPU always."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and (device.type != "cpu" or bf16_pays()))
 
 
 @lru_cache(maxsize=1)

@@ -23,6 +23,7 @@ from nasopt.cost.forward import capture
 from nasopt.cost.memory import Memory
 from nasopt.nets import train
 from nasopt.nets.export import WithPreprocessing, export_onnx, export_torch, onnx_logits, torch_logits
+from nasopt.pipeline.kept import Kept
 from nasopt.pipeline.setup import Setup, has_onnx
 from nasopt.trial import Metrics, Objective, Trial
 
@@ -149,10 +150,10 @@ class Delivery:
     setup: Setup
     recipe: train.Recipe
 
-    def __call__(self, net: nn.Module, number: int, epochs: float, folder: Path,
-                 watch: Callable[[int, int], None]) -> dict[str, Any]:
+    def __call__(self, net: nn.Module, number: int, epochs: float, folder: Path, watch: Callable[[int, int], None],
+                 kept: Kept) -> dict[str, Any]:
         """A record {metrics, intervals, files, epochs, training_seconds}, without latencies; files are relative to the run
-        folder.
+        folder. The training goes on from the last checkpoint of ``kept``, and leaves others there.
 
         The network learns from the training and the validation part, so that there is no validation error any more.
         ``test_error`` is counted on the exported ONNX file (or the ``torch.export`` file if ONNX is not installed), on the
@@ -160,7 +161,8 @@ class Delivery:
         """
         setup = self.setup
         recipe = replace(self.recipe, epochs=epochs)
-        fitted = train.fit(net, setup.rest, recipe, setup.augment, setup.config.seed, number, watch)
+        fitted = train.fit(net, setup.rest, recipe, setup.augment, setup.config.seed, number, watch,
+                           resume=kept.recall(), keep=kept.keep)
         metrics: dict[str, float] = {}
         net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for model in (Count(), Memory()):

@@ -29,6 +29,7 @@ from nasopt.estimators.images import Costs, OneShot, StandAlone
 from nasopt.nets import choices, supernet, train
 from nasopt.pipeline import final, relaxed, warm
 from nasopt.pipeline.folder import Folder
+from nasopt.pipeline.kept import Kept
 from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.progress import Display, Watch
 from nasopt.pipeline.setup import Config, Sampled, Setup, survey
@@ -359,8 +360,10 @@ class Phases:
         with self.display.phase("final training") as watch:
             for number, (order, length) in enumerate(zip(orders, epochs, strict=True)):
                 tick = partial(_within, watch, number, len(orders), order.id)
-                train_it = partial(self._delivered, delivery, order, number, length, tick)
+                kept = Kept(self.storage, f"checkpoint {order.id}")
+                train_it = partial(self._delivered, delivery, order, number, length, tick, kept)
                 records.append(self.ledger.remember(f"final {order.id}", train_it))
+                kept.forget()
             records = self._timed(delivery, orders, records)
         return records[:len(trials)], records[len(trials):]
 
@@ -392,14 +395,14 @@ class Phases:
         return Order(name.lower().replace(" ", "-"), {"name": name}, lambda: final.designed(self.setup)[name])
 
     def _delivered(self, delivery: final.Delivery, order: Order, number: int, epochs: float,
-                   watch: Callable[[int, int], None]) -> dict[str, Any]:
+                   watch: Callable[[int, int], None], kept: Kept) -> dict[str, Any]:
         """The record of one network; of one whose training fails, the error."""
         folder = self.folder.model(order.id)
         shutil.rmtree(folder, ignore_errors=True)
         with self.folder.writing(folder):
             folder.mkdir(parents=True)
         try:
-            found = delivery(order.build(), number, epochs, folder, watch)
+            found = delivery(order.build(), number, epochs, folder, watch, kept)
         except (FloatingPointError, MemoryError) as problem:
             found = {"failed": one_line(problem)}
         return {"id": order.id, **order.about, **found}

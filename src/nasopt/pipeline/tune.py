@@ -25,6 +25,7 @@ from nasopt.nets import choices
 from nasopt.nets.train import Augment, Recipe, error, fit
 from nasopt.pipeline import final
 from nasopt.pipeline.folder import Folder
+from nasopt.pipeline.kept import Kept
 from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.progress import Display, Watch
 from nasopt.pipeline.setup import Setup
@@ -95,6 +96,7 @@ def ranges(setup: Setup, most: float) -> dict[str, BaseDistribution]:
         "warmup": FloatDistribution(0.0, 0.5),
         "flip": CategoricalDistribution([False, True]),
         "translate": IntDistribution(0, min(max(2, 2 * setup.augment.translate), min(height, width) - 1)),
+        "cutout": IntDistribution(0, min(height, width) // 2),
     }
 
 
@@ -290,7 +292,10 @@ class Tuning:
         folder = self.folder.path / "tune" / f"{self.name}-{kind}"
         folder.mkdir(exist_ok=True)
         delivery = final.Delivery(replace(self.setup, augment=augment), recipe)
-        return delivery(self.build(), 0, recipe.epochs, folder, lambda done, total: watch(number + done / total, 2, kind))
+        kept = Kept(self.ledger.storage, f"checkpoint {kind}")
+        found = delivery(self.build(), 0, recipe.epochs, folder, lambda done, total: watch(number + done / total, 2, kind), kept)
+        kept.forget()
+        return found
 
 
 def _note(trials: Sequence[Mapping[str, Any]]) -> str:
