@@ -43,7 +43,7 @@ class Config:
 
     Attributes:
         data: a source that `nasopt.tasks.data.load` knows.
-        space: ``cells``, ``nb201``, ``darts``, or ``own`` for a network of the user's.
+        space: ``cells``, ``nb201``, ``darts``, ``fast``, or ``own`` for a network of the user's.
         seconds: of search and training, everything included.
         trials: evaluations of the search at most; None: as many as the time allows.
         networks: how many of the search's front are trained, at most.
@@ -149,6 +149,12 @@ def _cells(shape: tuple[int, int, int], classes: int) -> nn.Module:
     return cells(shape, classes)
 
 
+def _fast(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    from nasopt.spaces.fast import fast
+
+    return fast(shape, classes)
+
+
 def _nb201(shape: tuple[int, int, int], classes: int, partial: int = 1) -> nn.Module:
     from nasopt.spaces.nb201 import nb201
 
@@ -161,7 +167,8 @@ def _darts(shape: tuple[int, int, int], classes: int, partial: int = 1) -> nn.Mo
     return darts(classes, in_channels=shape[0], partial=partial)
 
 
-SPACES: Mapping[str, Callable[[tuple[int, int, int], int], nn.Module]] = {"cells": _cells, "nb201": _nb201, "darts": _darts}
+SPACES: Mapping[str, Callable[[tuple[int, int, int], int], nn.Module]] = {"cells": _cells, "nb201": _nb201, "darts": _darts,
+                                                                                "fast": _fast}
 """Input shape and number of classes -> the supernet."""
 
 PARTIAL: Mapping[str, Callable[[tuple[int, int, int], int, int], nn.Module]] = {"nb201": _nb201, "darts": _darts}
