@@ -52,6 +52,9 @@ MIN_PASSES = 5.0
 """Passes over the training part below which shared weights are not trained at all: each step trains four networks, and what
 it moves one network by, it moves the others from."""
 
+PROBES = ((3, MIN_PASSES / 4), (12, MIN_PASSES))
+"""Steps of the supernet that are timed, and the passes that they must promise: where far too few fit, three steps show it."""
+
 CANDIDATES = 32
 """Random networks whose training alone, briefly, would fill a search's share of the time."""
 
@@ -118,13 +121,14 @@ class Phases:
         recipe = train.Recipe(batch=128, lr=0.3, momentum=0.9, warmup=0.1)
         net = copy.deepcopy(setup.net)
         try:
-            ticks: list[float] = []
-            supernet.fit(copy.deepcopy(setup.net), setup.training, recipe, setup.augment, 12, setup.config.seed,
-                         watch=lambda done, total: ticks.append(time.perf_counter()))
-            steps = max(10, int(self.seconds("supernet") / float(np.mean(np.diff(ticks)))))
-            passes = steps * recipe.batch_for(setup.training) / len(setup.training)
-            if passes < MIN_PASSES:
-                return {"error": f"the time allows {passes:.1f} passes over the images, {MIN_PASSES:g} are needed"}
+            for tried, needed in PROBES:
+                ticks: list[float] = []
+                supernet.fit(copy.deepcopy(setup.net), setup.training, recipe, setup.augment, tried, setup.config.seed,
+                             watch=lambda done, total, ticks=ticks: ticks.append(time.perf_counter()))  # type: ignore[misc]
+                steps = max(10, int(self.seconds("supernet") / float(np.mean(np.diff(ticks)))))
+                passes = steps * recipe.batch_for(setup.training) / len(setup.training)
+                if passes < needed:
+                    return {"error": f"the time allows {passes:.1f} passes over the images, {MIN_PASSES:g} are needed"}
             with self.display.phase("supernet") as watch:
                 fitted = supernet.fit(net, setup.training, recipe, setup.augment, steps, setup.config.seed,
                                       watch=watch)
