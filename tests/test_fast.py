@@ -128,20 +128,25 @@ def test_all_weights_of_a_member_learn() -> None:
         assert all(any(isinstance(n, nn.BatchNorm2d) for n in m.modules()) for m in alone.modules() if isinstance(m, fast.Stage))
 
 
+DRAWN = {"first/enter=plain/enter": 0, "first/enter=patches/enter": 0, "stages": 1}
+"""What is drawn beside the start: pooling, and three stages."""
+
+
 def test_what_is_mixed_has_one_size_whatever_is_drawn() -> None:
-    """First layers leave 7 or 8 pixels; pooled and strided they are the same size, so that only the start has to be drawn."""
+    """First layers leave 15, 16 or 8 pixels; pooled and strided they are the same size, so that only the start and the number of
+    stages have to be drawn."""
     torch.manual_seed(0)
-    net = fast.fast((1, 8, 8), 3, widths=(16, 16)).train()
-    x = torch.randn(4, 1, 8, 8)
+    net = fast.fast((1, 16, 16), 3, widths=(16, 16, 16)).train()
+    x = torch.randn(4, 1, 16, 16)
     drawn = relaxed.uneven(net, x)
     paths = [group.path for group in relaxed.groups(net)]
     assert {p for p, uneven in zip(paths, drawn, strict=True) if uneven} == {"first/enter", "first/enter=plain/enter",
-                                                                             "first/enter=patches/enter"}
+                                                                             "first/enter=patches/enter", "stages"}
     for option in range(3):
         rows = [torch.full((1, len(g.labels)), 1 / len(g.labels)) for g in relaxed.groups(net)]
         for k, (path, uneven) in enumerate(zip(paths, drawn, strict=True)):
             if uneven:
-                rows[k] = nn.functional.one_hot(torch.tensor([option if path == "first/enter" else 0]), 3).float()
+                rows[k] = nn.functional.one_hot(torch.tensor([DRAWN.get(path, option)]), rows[k].shape[1]).float()
         rows = [row.requires_grad_() for row in rows]
         with relaxed.mixed(net, [relaxed.mix(row) for row in rows]):
             out = net(x)
