@@ -28,6 +28,7 @@ class Entry:
 class Run:
     found: list[Entry]
     report: Path
+    results: dict[str, Any] = field(default_factory=dict)
 
     def front(self) -> list[Entry]:
         return self.found
@@ -42,6 +43,7 @@ class Job(ModuleType):
         self.found = [Entry("7", {"error": 0.0417, "latency_ms": 1.2345, "memory_mb": 0.8, "params": 45_321.0}),
                       Entry("12", {"error": 0.05, "memory_mb": 0.4, "params": 450_000.0})]
         self.raises: BaseException | None = None
+        self.results: dict[str, Any] = {}
 
     def _keep(self, name: str, **call: Any) -> None:
         self.calls.append((name, call))
@@ -52,7 +54,7 @@ class Job(ModuleType):
 
     def search(self, data: str, **options: Any) -> Run:
         self._keep("search", data=data, **options)
-        return Run(self.found, options["out"] / "report.html")
+        return Run(self.found, options["out"] / "report.html", self.results)
 
     def resume(self, out: Path, *, log: Callable[[str], None], progress: bool) -> Run:
         self._keep("resume", out=out, log=log, progress=progress)
@@ -92,7 +94,7 @@ def test_search_passes_its_defaults_on(job: Job) -> None:
     assert (name, call["progress"]) == ("search", False)
     del call["log"], call["progress"]
     assert call == {
-        "data": "digits", "space": "cells", "constraints": (), "budget": 200.0, "networks": 10, "min_gain": None,
+        "data": "digits", "space": "cells", "constraints": (), "budget": 200.0, "networks": 10, "min_gain": None, "target": (),
         "trials": None, "strategy": "hybrid",
         "objectives": (Objective("error"), Objective("latency_ms", "ms"), Objective("memory_mb", "MB")),
         "out": Path("runs/digits"), "seed": 0}
@@ -100,14 +102,14 @@ def test_search_passes_its_defaults_on(job: Job) -> None:
 
 def test_search_passes_every_option_on(job: Job) -> None:
     assert main(["search", "--data", "x/photos.npz", "--space", "nb201", "--objectives", "error,size", "--constraint",
-                 "latency<=2ms", "--constraint", "params<=1M", "--budget", "1h30m", "--trials", "9", "--strategy",
-                 "random", "--networks", "4", "--out", "here", "--seed", "3", "--quiet"]) == 0
+                 "latency<=2ms", "--constraint", "params<=1M", "--target", "error<=6%", "--budget", "1h30m", "--trials", "9",
+                 "--strategy", "random", "--networks", "4", "--out", "here", "--seed", "3", "--quiet"]) == 0
     call = job.calls[0][1]
     del call["log"], call["progress"]
     assert call == {
         "data": "x/photos.npz", "space": "nb201", "budget": 5400.0, "trials": 9, "strategy": "random", "seed": 3,
         "networks": 4, "min_gain": None, "objectives": (Objective("error"), Objective("size_mb", "MB")), "out": Path("here"),
-        "constraints": (Constraint("latency_ms", 2.0, "ms"), Constraint("params", 1e6))}
+        "constraints": (Constraint("latency_ms", 2.0, "ms"), Constraint("params", 1e6)), "target": (Constraint("error", 0.06),)}
 
 
 @pytest.mark.parametrize(("argv", "seconds", "trials", "out"), [
@@ -211,6 +213,15 @@ def test_a_file_gives_the_defaults_and_the_line_overrides_them(job: Job, tmp_pat
     assert call["constraints"] == (Constraint("latency_ms", 2.0, "ms"), Constraint("size_mb", 1.0, "MB"))
     assert main(["search", "--config", "a.toml", "--constraint", "error<=5%"]) == 0
     assert [c["constraints"] for n, c in job.calls if n == "search"][1] == (Constraint("error", 0.05),)
+
+
+def test_whether_the_target_was_met_is_printed(job: Job, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    job.results = {"target": {"sentence": "The target was missed."}}
+    (tmp_path / "a.toml").write_text('target = ["error<=6%", "params<=1M"]')
+    assert main(["search", "--config", "a.toml"]) == 0
+    assert job.calls[0][1]["target"] == (Constraint("error", 0.06), Constraint("params", 1e6))
+    assert "The target was missed." in capsys.readouterr().out.splitlines()
+    assert "did you mean 'latency'" in refusal(capsys, "search", "--target", "latncy<=2ms")
 
 
 def test_one_constraint_in_a_file_needs_no_list(job: Job, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def load_config(path: Path, valid: Sequence[str]) -> dict[str, str | list[str]]:
 
 
 def _as_text(path: Path, key: str, value: Any) -> str | list[str]:
-    several = key == "constraint"
+    several = key in ("constraint", "target")
     values = value if several and isinstance(value, list) else [value]
     if not all(isinstance(v, str | int | float) for v in values):
         wanted = "a text or a list of texts" if several else "a text or a number"
@@ -122,6 +122,8 @@ nasopt search --data digits --budget 200s
 
 nasopt search --data photos/ --objectives error,latency,memory --constraint "latency<=2ms" --budget 30m
 
+nasopt search --data cifar-10-batches-bin --space fast --target "error<=6%" --budget 2h
+
 nasopt search --data set.npz --space nb201 --strategy random --trials 50 --out runs/baseline
 """
 
@@ -130,8 +132,9 @@ nasopt search --data set.npz --space nb201 --strategy random --trials 50 --out r
 def search(
     data: Annotated[str, typer.Option(help="What to learn: 'digits' (built in), a folder with one sub-folder of images "
                                            "per class, a CIFAR-10 folder, or an .npz file with x and y.")] = "digits",
-    space: Annotated[Literal["cells", "nb201", "darts"], typer.Option(
-        help="Which networks to choose from: hierarchical cells, NAS-Bench-201's, or DARTS's (large).")] = "cells",
+    space: Annotated[Literal["cells", "nb201", "darts", "fast"], typer.Option(
+        help="Which networks to choose from: hierarchical cells, NAS-Bench-201's, DARTS's (large), or plain ones that train "
+             "fast.")] = "cells",
     objectives: Annotated[str, typer.Option(
         help="What to minimise, with commas: error, latency, latency_onnx, memory, params, flops, size.",
     )] = "error,latency,memory",
@@ -140,6 +143,10 @@ def search(
                               "(quote it; may be given several times).")] = None,
     budget: Annotated[str, typer.Option(
         metavar="TIME", help="Time for search and training, everything included: 90s, 30m, 1h30m.")] = "200s",
+    target: Annotated[list[str] | None, typer.Option(
+        metavar="BOUND", help="End as soon as a trained network meets this on validation data, such as 'error<=6%' (several: one "
+                              "network must meet all). All time is for that: no random search, no hand-designed networks beside.",
+    )] = None,
     trials: Annotated[int | None, typer.Option(
         min=1, metavar="N", help="Search at most this many networks.")] = None,
     networks: Annotated[int, typer.Option(
@@ -166,13 +173,14 @@ def search(
     """Search for networks, train the best, and write the front, its report and its files to a folder."""
     aims = goals.parse_objectives(objectives)
     bounds = tuple(goals.parse_constraint(text) for text in constraint or ())
+    ends = tuple(goals.parse_constraint(text, "target") for text in target or ())
     seconds = goals.parse_duration(budget)
     folder = Path("runs", Path(data).resolve().stem) if out is None else out
 
     from nasopt import job
 
     with _resumable(folder):
-        run = job.search(data, space=space, objectives=aims, constraints=bounds, budget=seconds, trials=trials,
+        run = job.search(data, space=space, objectives=aims, constraints=bounds, budget=seconds, target=ends, trials=trials,
                          strategy=strategy, networks=networks, min_gain=min_gain, out=folder, seed=seed,
                          log=_log(quiet), progress=_progress(quiet))
     _show(run, folder)
@@ -537,5 +545,7 @@ def _show(run: Run, folder: Path) -> None:
         table.add_row(str(entry.id), *(goals.format_metric(m.key, entry.metrics.get(m.key)) for m in measured))
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
+    if "target" in run.results:
+        typer.echo(run.results["target"]["sentence"])
     typer.echo(f"report: {run.report}")
     typer.echo(f"to export a network: nasopt export {folder} {front[0].id} --format onnx --to net.onnx")

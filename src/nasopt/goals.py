@@ -101,25 +101,35 @@ def parse_objectives(text: str) -> tuple[Objective, ...]:
 _BOUND = re.compile(r"\s*(\w+)\s*(?:<=|<|≤)\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-zµμ%]*)\s*", re.IGNORECASE)
 
 
-def parse_constraint(text: str) -> Constraint:
+def named(key: str) -> Metric:
+    """The metric of that name or key, whether or not a search can aim at it.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return _BY_NAME[key]
+
+
+def parse_constraint(text: str, what: str = "constraint") -> Constraint:
     """An upper bound with its unit: ``latency<=2ms``, ``params < 1.5M``, ``memory <= 800 KB``, ``error<=5%``.
 
     ``<`` means the same as ``<=``. Units: us, ms, s; B, KB, MB, GB (1 MB = 1e6 bytes); K, M, G for counts; % or a share
-    of 1 for errors.
+    of 1 for errors. ``what`` it is called in a refusal.
 
     Raises:
         InputError: not of this form, an unknown metric or unit, a missing unit, or a bound that nothing can meet.
     """
     match = _BOUND.fullmatch(text)
     if match is None:
-        raise InputError(f"constraint {text!r} is not an upper bound above 0: write for example 'latency<=2ms'.")
+        raise InputError(f"{what} {text!r} is not an upper bound above 0: write for example "
+                         f"'{'error<=6%' if what == 'target' else 'latency<=2ms'}'.")
     m = metric(match[1])
-    upper = float(match[2]) * _factor(text, m, match[3])
+    upper = float(match[2]) * _factor(f"{what} {text!r}", m, match[3])
     if not 0 < upper < math.inf:
-        raise InputError(f"constraint {text!r} has a bound outside the numbers above 0: write for example "
+        raise InputError(f"{what} {text!r} has a bound outside the numbers above 0: write for example "
                          f"'{m.name}<={EXAMPLE[m.kind]}'.")
     if m.kind == "share" and upper > 1:
-        raise InputError(f"constraint {text!r} allows more than 100%: write '{m.name}<={match[2]}%' or a share of 1.")
+        raise InputError(f"{what} {text!r} allows more than 100%: write '{m.name}<={match[2]}%' or a share of 1.")
     return Constraint(m.key, upper, m.unit)
 
 
@@ -139,15 +149,15 @@ def parse_bound(text: str) -> Constraint:
     return Constraint(name.strip(), bound)
 
 
-def _factor(text: str, m: Metric, unit: str) -> float:
-    """From the unit in a constraint to that of the metric's key."""
+def _factor(bound: str, m: Metric, unit: str) -> float:
+    """From the unit in a bound to that of the metric's key."""
     units = UNITS[m.kind]
     example = f"write for example '{m.name}<={EXAMPLE[m.kind]}'"
     if not unit and unit not in units:
-        raise InputError(f"constraint {text!r} has no unit: {example}.")
+        raise InputError(f"{bound} has no unit: {example}.")
     if unit.lower() not in units:
         valid = ", ".join(dict.fromkeys(s for _, _, s in reversed(STEPS[m.kind]) if s))
-        raise InputError(f"constraint {text!r} has the unit {unit!r}, but {m.name!r} has {valid}: {example}.")
+        raise InputError(f"{bound} has the unit {unit!r}, but {m.name!r} has {valid}: {example}.")
     return units[unit.lower()]
 
 

@@ -8,7 +8,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from nasopt.machine import machine, versions
 from nasopt.nets.train import bf16_pays
 from nasopt.pipeline import certify
 from nasopt.pipeline import phases as phase
+from nasopt.pipeline import target as targets
 from nasopt.pipeline.final import DESIGNED_SHARE, LARGEST_SHARE
 from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.ledger import Ledger
@@ -78,8 +79,8 @@ class Run:
 def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: str = "cells",
            objectives: str | Sequence[Objective] = "error,latency,memory", constraints: Sequence[str | Constraint] = (),
            budget: float | str = 200.0, trials: int | None = None, strategy: str = "hybrid", networks: int = 10,
-           min_gain: float | str | None = None, out: str | Path = "runs/study", seed: int = 0,
-           log: Callable[[str], None] = print, progress: bool = False) -> Run:
+           min_gain: float | str | None = None, target: str | Constraint | Sequence[str | Constraint] = (),
+           out: str | Path = "runs/study", seed: int = 0, log: Callable[[str], None] = print, progress: bool = False) -> Run:
     """Searches, trains the front, measures and exports every network, and writes the report.
 
     Args:
@@ -92,6 +93,9 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
         networks: how many networks of the front are trained at most.
         min_gain: end the search when the next tenth of its trials is expected to add less than this share to the hypervolume:
             a number, or a text such as "1%". What it saves is left to the final trainings.
+        target: a bound, or several that one network must meet, such as "error<=6%": the run ends with the first trained network
+            whose error on the validation part and whose costs meet it, or with the budget. All time is the target's then: no
+            random search and no hand-designed networks beside.
         out: the run folder; it must not exist yet.
         log: takes one line of text at a time.
         progress: draw progress bars.
@@ -108,8 +112,10 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
     seconds = goals.parse_duration(budget) if isinstance(budget, str) else float(budget)
     source = data.name if isinstance(data, Dataset) else str(data) if data in WORDS else str(Path(data).expanduser().resolve())
     least = goals.parse_share(min_gain) if isinstance(min_gain, str) else min_gain
+    wanted = [target] if isinstance(target, str | Constraint) else target
+    ends = tuple(goals.parse_constraint(c, "target") if isinstance(c, str) else c for c in wanted)
     config = Config(source, "own" if net is not None else space, aims, bars, seconds, trials, strategy, seed, networks,
-                    min_gain=least)
+                    min_gain=least, target=ends)
     check_config(config)
     folder.refuse_existing()
     setup = prepare(config, data if isinstance(data, Dataset) else load(data), net)
@@ -213,7 +219,7 @@ def _carry_out(phases: Phases) -> Run:
         study = phases.search(name, phases.storage, initial=initial)
     head = phases.ledger.seconds("warm start")  # part of what the search cost
     times, studies = {name: [head + s for s in spent(phases.storage)]}, {name: study}
-    if name != "random":
+    if name != "random" and not phases.setup.config.target:
         with phases.ledger.timed("random search"), closing(Sqlite(folder.random)) as log:
             studies["random"] = phases.search("random", log, "random search")
             times["random"] = spent(log)
@@ -221,6 +227,7 @@ def _carry_out(phases: Phases) -> Run:
         plan = phases.finalists(study)
         chosen = [next(t for t in study.trials if t.ask.number == n) for n in plan["numbers"]]
         trained, designed = phases.deliver(chosen, plan["epochs"])
+    plan = {**plan, "epochs": plan["epochs"][:len(trained) + len(designed)], "skipped": len(chosen) - len(trained)}
     results = assemble(phases, progress_of(studies, times), trained, designed, trust, plan)
     folder.write_json("results.json", results)
     folder.write_json("front.json", [{k: r[k] for k in ("id", "architecture", "metrics", "files")} for r in results["front"]])
@@ -239,6 +246,7 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
     on_front = nondominated(np.array([[r["metrics"][n] for n in names] for r in allowed]).reshape(-1, len(names)))
     front = sorted((r for r, good in zip(allowed, on_front, strict=True) if good), key=lambda r: r["metrics"]["test_error"])
     relaxed = certify.report(phases.storage, config.strategy)
+    ending = targets.verdict(config.target, setup.problem, delivered, plan["skipped"]) if config.target else None
     parts = {part: len(getattr(setup.split, part)) for part in ("train", "val", "test")}
     return {
         "title": f"nasopt: {setup.dataset.name}",
@@ -257,6 +265,7 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
         "search": search | {"front_hypervolume": compare(allowed, designed, names),
                             "estimator": "stand-alone" if trust["fallback"] else "one-shot"},
         **({} if relaxed is None else {"relaxed": relaxed}),
+        **({} if ending is None else {"target": ending}),
         "trust": {k: v for k, v in trust.items() if k != "sentence" or "value" not in trust},
         "provenance": {"versions": versions(), "machine": machine(),
                        "started": phases.ledger.recall("started"),
@@ -325,7 +334,7 @@ def warnings(phases: Phases, front: Sequence[Mapping[str, Any]], records: Sequen
     if plan["dear"]:
         out.append(f"{len(plan['dear'])} larger networks of the search's front were too dear to train in this time.")
     short = [r["id"] for r in records if "epochs" in r and r["epochs"] < 0.99 * max(plan["epochs"])]
-    if short:
+    if short and not setup.config.target:
         out.append(f"{', '.join(short)} learned for fewer epochs than the others: a found network may take "
                    f"{LARGEST_SHARE:.0%} of the time, a hand-designed one {DESIGNED_SHARE:.0%}.")
     out += [f"The training of {r['id']} failed: {r['failed']}." for r in records if "failed" in r]
@@ -333,7 +342,7 @@ def warnings(phases: Phases, front: Sequence[Mapping[str, Any]], records: Sequen
     if broken:
         out.append(f"{', '.join(broken)} met the constraints in the search but not after training: kept off the front.")
     out.append("The front is judged by the test error, which flatters its most accurate member a little.")
-    if len(records) > 2:
+    if len(records) > 2 and not setup.config.target:
         out.append("The hypervolume compares several found networks with two hand-designed ones.")
     if len(front) < 3:
         out.append(f"Only {len(front)} networks are on the front: give more time.")
@@ -348,6 +357,7 @@ def command(config: Config, out: Path) -> str:
              ",".join(o.name for o in config.objectives), "--budget", f"{config.seconds:g}s", "--strategy", config.strategy,
              "--networks", f"{config.networks}", "--seed", f"{config.seed}", "--out", str(out)]
     words += [w for c in config.constraints for w in ("--constraint", f"{c.name}<={c.upper:g}{c.unit}")]
+    words += [w for c in config.target for w in ("--target", f"{c.name}<={c.upper:g}{c.unit}")]
     words += [] if config.min_gain is None else ["--min-gain", f"{config.min_gain:g}"]
     return shlex.join(words + (["--trials", f"{config.trials}"] if config.trials else []))
 
@@ -411,7 +421,7 @@ def _trained(folder: Folder, name: str) -> dict[str, Any]:
     folder.require()
     records = folder.read_json("results.json")
     known: dict[str, dict[str, Any]] = {r["id"]: r for group in ("front", "dominated", "designed") for r in records[group]}
-    matches = [i for i in known if i.startswith(name)]
+    matches = [name] if name in known else [i for i in known if i.startswith(name)]
     if not name or len(matches) != 1:
         raise unknown("network", name, known)
     return known[matches[0]]
@@ -447,4 +457,5 @@ def tune(out: str | Path, name: str, *, budget: float | str = "5m", trials: int 
     record = _trained(folder, name)
     with closing(Sqlite(folder.study, readonly=True)) as storage:
         setup = _restored(storage, folder, data, net)
+    setup = replace(setup, config=replace(setup.config, target=()))  # a tuning has none: it ends with training on both parts
     return tuning.tune(setup, record, folder, names, seconds, trials, Display(log, progress))

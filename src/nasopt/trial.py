@@ -40,6 +40,10 @@ class Constraint:
         excess = value - self.upper
         return max(0.0, excess / abs(self.upper) if self.upper else excess) if not math.isnan(value) else math.inf
 
+    def met(self, metrics: Metrics) -> bool:
+        """Whether the metric was measured and the bound holds."""
+        return self.name in metrics and self.violation(metrics) == 0
+
     def __str__(self) -> str:
         return f"{self.name} <= {self.upper:g}{self.unit and ' ' + self.unit}"
 

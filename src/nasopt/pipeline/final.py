@@ -155,15 +155,16 @@ class Delivery:
         """A record {metrics, intervals, files, epochs, training_seconds}, without latencies; files are relative to the run
         folder. The training goes on from the last checkpoint of ``kept``, and leaves others there.
 
-        The network learns from the training and the validation part, so that there is no validation error any more.
+        The network learns from the training and the validation part, so that there is no validation error any more; with a
+        target from the training part alone, and ``error`` is the validation error.
         ``test_error`` is counted on the exported ONNX file (or the ``torch.export`` file if ONNX is not installed), on the
         images exactly as the user has them. Its interval is Wilson's, 95 %.
         """
         setup = self.setup
         recipe = replace(self.recipe, epochs=epochs)
-        fitted = train.fit(net, setup.rest, recipe, setup.augment, setup.config.seed, number, watch,
+        fitted = train.fit(net, setup.lessons, recipe, setup.augment, setup.config.seed, number, watch,
                            resume=kept.recall(), keep=kept.keep)
-        metrics: dict[str, float] = {}
+        metrics = {"error": train.error(net, setup.validation)} if setup.config.target else dict[str, float]()
         net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for model in (Count(), Memory()):
             metrics.update(model(net, setup.example))

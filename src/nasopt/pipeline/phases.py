@@ -27,7 +27,7 @@ from nasopt.errors import InputError, one_line
 from nasopt.estimators.combine import Known, Staged
 from nasopt.estimators.images import Costs, OneShot, StandAlone
 from nasopt.nets import choices, supernet, train
-from nasopt.pipeline import final, relaxed, warm
+from nasopt.pipeline import final, relaxed, target, warm
 from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.kept import Kept
 from nasopt.pipeline.ledger import Ledger
@@ -40,7 +40,7 @@ from nasopt.space import Arch
 from nasopt.strategies.catalogue import GRADIENT, NETWORKS, make
 from nasopt.strategies.gradient import Gradient
 from nasopt.strategies.hybrid import Portfolio
-from nasopt.strategies.stopping import SmallGain
+from nasopt.strategies.stopping import Reached, SmallGain
 from nasopt.trial import Ask, Metrics, Study, Trial
 
 SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "warm start": 0.06, "search": 0.07, "random search": 0.13}
@@ -52,6 +52,9 @@ PHASES = (*SHARES, "final training")
 MIN_PASSES = 5.0
 """Passes over the training part below which shared weights are not trained at all: each step trains four networks, and what
 it moves one network by, it moves the others from."""
+
+PROBES = ((3, MIN_PASSES / 4), (12, MIN_PASSES))
+"""Steps of the supernet that are timed, and the passes that they must promise: where far too few fit, three steps show it."""
 
 CANDIDATES = 32
 """Random networks whose training alone, briefly, would fill a search's share of the time."""
@@ -119,13 +122,14 @@ class Phases:
         recipe = train.Recipe(batch=128, lr=0.3, momentum=0.9, warmup=0.1)
         net = copy.deepcopy(setup.net)
         try:
-            ticks: list[float] = []
-            supernet.fit(copy.deepcopy(setup.net), setup.training, recipe, setup.augment, 12, setup.config.seed,
-                         watch=lambda done, total: ticks.append(time.perf_counter()))
-            steps = max(10, int(self.seconds("supernet") / float(np.mean(np.diff(ticks)))))
-            passes = steps * recipe.batch_for(setup.training) / len(setup.training)
-            if passes < MIN_PASSES:
-                return {"error": f"the time allows {passes:.1f} passes over the images, {MIN_PASSES:g} are needed"}
+            for tried, needed in PROBES:
+                ticks: list[float] = []
+                supernet.fit(copy.deepcopy(setup.net), setup.training, recipe, setup.augment, tried, setup.config.seed,
+                             watch=lambda done, total, ticks=ticks: ticks.append(time.perf_counter()))  # type: ignore[misc]
+                steps = max(10, int(self.seconds("supernet") / float(np.mean(np.diff(ticks)))))
+                passes = steps * recipe.batch_for(setup.training) / len(setup.training)
+                if passes < needed:
+                    return {"error": f"the time allows {passes:.1f} passes over the images, {MIN_PASSES:g} are needed"}
             with self.display.phase("supernet") as watch:
                 fitted = supernet.fit(net, setup.training, recipe, setup.augment, steps, setup.config.seed,
                                       watch=watch)
@@ -169,7 +173,7 @@ class Phases:
     def epoch_seconds(self, arch: Arch) -> float:
         """How long one epoch of the final training of an architecture takes, from a few steps."""
         setup = self.setup
-        return final.epoch_seconds(choices.extract(setup.net, arch), setup.rest, train.Recipe(), setup.augment)
+        return final.epoch_seconds(choices.extract(setup.net, arch), setup.lessons, train.Recipe(), setup.augment)
 
     def alone(self) -> StandAlone:
         """Judges by a short training of its own."""
@@ -247,13 +251,11 @@ class Phases:
         setup, main = self.setup, threading.current_thread() is threading.main_thread()
         known = self.witnesses() if "value" in self.trust() else []
         strategy = self._strategy(name, title, [*known, *initial])
-        config = setup.config
-        stop = None if config.min_gain is None or title != "search" else SmallGain(setup.problem, config.min_gain, config.seed)
         with self.display.phase(title) as watch:
             study = search(setup.problem, strategy, self.estimator(), storage=storage, seed=setup.config.seed,
                            budget=Budget(trials=setup.config.trials, seconds=self.seconds(title)),
                            executor=Serial(timeout=max(60.0, self.seconds(title)) if main else None),
-                           watch=self._narrate(watch, title), stop=stop)
+                           watch=self._narrate(watch, title), stop=self._stop if title == "search" else None)
         if study.stopped == INTERRUPTED:
             raise KeyboardInterrupt
         for member in strategy.members.values() if isinstance(strategy, Portfolio) else [strategy]:
@@ -261,6 +263,13 @@ class Phases:
                 self.display.log(alarm.text())
         self.ledger.store(f"stopped {title}", study.stopped)
         return study
+
+    def _stop(self, trials: Sequence[Trial]) -> str:
+        """Why the search should end before its time is over, or an empty text."""
+        config, problem = self.setup.config, self.setup.problem
+        rules: list[Callable[[Sequence[Trial]], str]] = [Reached(problem, config.target)] if config.target else []
+        rules += [] if config.min_gain is None else [SmallGain(problem, config.min_gain, config.seed)]
+        return next((why for rule in rules if (why := rule(trials))), "")
 
     def _strategy(self, name: str, title: str, initial: Sequence[Arch]) -> Strategy:
         """The strategy of that name. One that trains a network begins with what it finds, not with ``initial``."""
@@ -317,10 +326,12 @@ class Phases:
         setup, found = self.setup, study.front() or study.promoted().front()
         if not found:
             raise InputError(nothing_found(study))
+        if setup.config.target:
+            return self._for_target(found)
         baselines = final.designed(setup)
         front, bars = self._timed_together(found, list(baselines.values()))
         recipe = train.Recipe()
-        bar_epochs = [final.epoch_seconds(net, setup.rest, recipe, setup.augment) for net in baselines.values()]
+        bar_epochs = [final.epoch_seconds(net, setup.lessons, recipe, setup.augment) for net in baselines.values()]
         seconds = max(setup.config.seconds - self.spent(), 0.2 * setup.config.seconds)
         limit, epochs = final.dearest(seconds, final.LEAST_EPOCHS), dict[int, float]()
         left = final.useful(front, setup.dataset.y[setup.split.train])
@@ -328,8 +339,7 @@ class Phases:
             chosen = final.choose(left, setup.problem.objectives, bars, setup.config.networks)
             for t in chosen:
                 if t.ask.number not in epochs:
-                    alone = choices.extract(setup.net, t.ask.arch)
-                    epochs[t.ask.number] = final.epoch_seconds(alone, setup.rest, recipe, setup.augment)
+                    epochs[t.ask.number] = self.epoch_seconds(t.ask.arch)
             dear = [t for t in chosen if epochs[t.ask.number] > limit]
             if not dear or len(left) - len(dear) < final.MIN_NETWORKS:
                 break
@@ -337,6 +347,14 @@ class Phases:
         n, lengths = final.plan([epochs[t.ask.number] for t in chosen], bar_epochs, seconds)
         return {"numbers": [t.ask.number for t in chosen[:n]], "epochs": lengths,
                 "dear": [k for k, s in epochs.items() if s > limit and k not in {t.ask.number for t in chosen[:n]}]}
+
+    def _for_target(self, front: Sequence[Trial]) -> dict[str, Any]:
+        """The trainings of a run with a target (`target.trainings`): no hand-designed networks, all the time for the target."""
+        config = self.setup.config
+        chosen = target.ordered(front, config.target)[:config.networks]
+        seconds = max(config.seconds - self.spent(), 0.2 * config.seconds)
+        plan = target.trainings([self.epoch_seconds(t.ask.arch) for t in chosen], seconds)
+        return {"numbers": [chosen[k].ask.number for k, _ in plan], "epochs": [n for _, n in plan], "dear": []}
 
     def _timed_together(self, trials: Sequence[Trial], nets: Sequence[nn.Module]) -> tuple[list[Trial], list[Metrics]]:
         """The trials and the costs of the networks; latencies in PyTorch were timed by turns just now, so that they can be
@@ -354,8 +372,11 @@ class Phases:
         return list(trials), costs
 
     def deliver(self, trials: Sequence[Trial], epochs: Sequence[float]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Trains, exports and measures the finalists and the hand-designed networks: their records."""
-        orders = [self._found(t) for t in trials] + [self._designed(name) for name in final.designed(self.setup)]
+        """Trains, exports and measures the finalists and the hand-designed networks: their records. With a target there are no
+        hand-designed ones, and it ends with the first network that meets the target."""
+        config, problem = self.setup.config, self.setup.problem
+        orders = [self._found(t, sum(u is t for u in trials[:k])) for k, t in enumerate(trials)]
+        orders += [] if config.target else [self._designed(name) for name in final.designed(self.setup)]
         delivery, records = final.Delivery(self.setup, train.Recipe()), []
         with self.display.phase("final training") as watch:
             for number, (order, length) in enumerate(zip(orders, epochs, strict=True)):
@@ -364,6 +385,8 @@ class Phases:
                 train_it = partial(self._delivered, delivery, order, number, length, tick, kept)
                 records.append(self.ledger.remember(f"final {order.id}", train_it))
                 kept.forget()
+                if config.target and target.meets(config.target, problem, target.judged(records[-1])):
+                    break
             records = self._timed(delivery, orders, records)
         return records[:len(trials)], records[len(trials):]
 
@@ -386,10 +409,12 @@ class Phases:
                               "intervals": {**record["intervals"], "latency_ms": [middle - half, middle + half]}}
         return timed
 
-    def _found(self, trial: Trial) -> Order:
+    def _found(self, trial: Trial, before: int) -> Order:
+        """Of an architecture that is trained for the second time, the name says so."""
         arch, setup = trial.ask.arch, self.setup
         about = {"architecture": spaces.labels(setup.problem.space, arch), "predicted": dict(trial.metrics)}
-        return Order(spaces.key(arch)[:8], about, partial(choices.extract, setup.net, arch))
+        name = spaces.key(arch)[:8] + (f"-{before + 1}" if before else "")
+        return Order(name, about, partial(choices.extract, setup.net, arch))
 
     def _designed(self, name: str) -> Order:
         return Order(name.lower().replace(" ", "-"), {"name": name}, lambda: final.designed(self.setup)[name])

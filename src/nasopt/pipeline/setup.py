@@ -43,12 +43,13 @@ class Config:
 
     Attributes:
         data: a source that `nasopt.tasks.data.load` knows.
-        space: ``cells``, ``nb201``, ``darts``, or ``own`` for a network of the user's.
+        space: ``cells``, ``nb201``, ``darts``, ``fast``, or ``own`` for a network of the user's.
         seconds: of search and training, everything included.
         trials: evaluations of the search at most; None: as many as the time allows.
         networks: how many of the search's front are trained, at most.
         trust: Kendall's tau below which shared weights are not believed.
         min_gain: the search ends when the next tenth of its trials is expected to add less than this share (`SmallGain`).
+        target: bounds; once a trained network meets all of them the run ends.
     """
 
     data: str
@@ -62,6 +63,7 @@ class Config:
     networks: int = 10
     trust: float = 0.4
     min_gain: float | None = None
+    target: tuple[Constraint, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -71,7 +73,8 @@ class Config:
     def from_json(cls, data: Mapping[str, Any]) -> Config:
         """The inverse of `to_json`."""
         return cls(**{**data, "objectives": tuple(Objective(**o) for o in data["objectives"]),
-                      "constraints": tuple(Constraint(**c) for c in data["constraints"])})
+                      "constraints": tuple(Constraint(**c) for c in data["constraints"]),
+                      "target": tuple(Constraint(**c) for c in data.get("target", ()))})
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +83,7 @@ class Setup:
 
     Attributes:
         net: the network with choices, never trained: what is trained starts from a copy.
-        rest: training and validation parts together: what the final networks are trained on.
+        rest: training and validation parts together.
     """
 
     config: Config
@@ -98,9 +101,15 @@ class Setup:
         """One normalised training image, (1, C, H, W)."""
         return self.training.normalised(slice(0, 1)).contiguous()
 
+    @property
+    def lessons(self) -> Images:
+        """What the final networks are trained on: ``rest``, but with a target the training part alone, as the validation part
+        judges."""
+        return self.training if self.config.target else self.rest
+
     def cost_models(self) -> list[CostModel]:
-        """The cost models that the objectives and the constraints need, cheapest first."""
-        needed = {o.name for o in self.problem.objectives} | {c.name for c in self.problem.constraints}
+        """The cost models that the objectives, the constraints and the target need, cheapest first."""
+        needed = {o.name for o in self.problem.objectives} | {c.name for c in (*self.problem.constraints, *self.config.target)}
         return [make() for keys, make in COSTS if keys & needed]
 
 
@@ -132,7 +141,7 @@ def check_config(config: Config) -> None:
     if config.space not in (*SPACES, "own"):
         raise unknown("space", config.space, SPACES)
     names = [o.name for o in config.objectives]
-    for name in (*names, *(c.name for c in config.constraints)):
+    for name in (*names, *(c.name for c in (*config.constraints, *config.target))):
         goals.metric(name)
     if len(set(names)) < len(names) or not all(o.minimise for o in config.objectives):
         raise InputError(f"every objective is minimised and named once, got {', '.join(names)}: mend the list.")
@@ -149,6 +158,12 @@ def _cells(shape: tuple[int, int, int], classes: int) -> nn.Module:
     return cells(shape, classes)
 
 
+def _fast(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    from nasopt.spaces.fast import fast
+
+    return fast(shape, classes)
+
+
 def _nb201(shape: tuple[int, int, int], classes: int, partial: int = 1) -> nn.Module:
     from nasopt.spaces.nb201 import nb201
 
@@ -161,7 +176,8 @@ def _darts(shape: tuple[int, int, int], classes: int, partial: int = 1) -> nn.Mo
     return darts(classes, in_channels=shape[0], partial=partial)
 
 
-SPACES: Mapping[str, Callable[[tuple[int, int, int], int], nn.Module]] = {"cells": _cells, "nb201": _nb201, "darts": _darts}
+SPACES: Mapping[str, Callable[[tuple[int, int, int], int], nn.Module]] = {"cells": _cells, "nb201": _nb201, "darts": _darts,
+                                                                                "fast": _fast}
 """Input shape and number of classes -> the supernet."""
 
 PARTIAL: Mapping[str, Callable[[tuple[int, int, int], int, int], nn.Module]] = {"nb201": _nb201, "darts": _darts}

@@ -82,7 +82,7 @@ def start(setup: Setup, seconds: float, epoch: float, timed: Callable[[Arch], fl
         return []
     models, baselines = rough_models(setup), list(final.designed(setup).values())
     bars = [{k: v for model in models for k, v in model(net.eval(), setup.example).items()} for net in baselines]
-    known = final.epoch_seconds(baselines[0], setup.rest, train.Recipe(), setup.augment)
+    known = final.epoch_seconds(baselines[0], setup.lessons, train.Recipe(), setup.augment)
     affordable = Constraint("step_ms", bars[0]["step_ms"] * epoch / known, "ms")
     below = [[Constraint(o.name, bar[o.name] * (1 - final.MARGIN * o.name.startswith("latency")), o.unit) for o in costs]
              for bar in bars if not any(other is not bar and all(other[o.name] <= bar[o.name] for o in costs) for other in bars)]

@@ -40,6 +40,11 @@ def summary(results: Results) -> str:
     return f"The search found {count}{judged}{under}."
 
 
+def target(results: Results) -> str:
+    """Whether the target was met, or by how much it was missed; empty without one."""
+    return str(record.part(results, "target").get("sentence") or "")
+
+
 def most_accurate(nets: Sequence[Network]) -> Network | None:
     """The network of the lowest validation error, else of the lowest test error (choosing by it flatters it)."""
     for key in ("error", "test_error"):

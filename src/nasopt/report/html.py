@@ -85,10 +85,10 @@ def _figure(panel: figures.Panel) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------------- claims
 def _claims(results: Results) -> dict[str, Any]:
     trust = record.part(results, "trust")
-    return {"summary": claims.summary(results), "facts": claims.facts(results), "trade_off": claims.trade_off(results),
-            "designed": claims.against_designed(results), "hypervolume": claims.final_hypervolume(results),
-            "equal_cost": claims.equal_cost(results), "agreements": claims.agreements(results),
-            "trust": claims.trust(results), "fallback": trust.get("fallback") is True,
+    return {"summary": claims.summary(results), "target": claims.target(results), "facts": claims.facts(results),
+            "trade_off": claims.trade_off(results), "designed": claims.against_designed(results),
+            "hypervolume": claims.final_hypervolume(results), "equal_cost": claims.equal_cost(results),
+            "agreements": claims.agreements(results), "trust": claims.trust(results), "fallback": trust.get("fallback") is True,
             "checklist": claims.checklist(results), "caveats": claims.caveats(results)}
 
 

@@ -11,7 +11,27 @@ import numpy as np
 from nasopt.analysis.hypervolume import hypervolume
 from nasopt.seed import rng
 from nasopt.strategies.bayes import BayesianOptimization
-from nasopt.trial import Problem, Trial
+from nasopt.trial import Constraint, Problem, Trial
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Stops as soon as a trial meets a target: more than a longer training of that architecture is not needed.
+
+    Attributes:
+        problem: what is searched.
+        target: bounds, all of which are to be met.
+    """
+
+    problem: Problem
+    target: tuple[Constraint, ...]
+
+    def __call__(self, trials: Sequence[Trial]) -> str:
+        """Why to stop, or an empty text."""
+        last = trials[-1]
+        if not self.problem.accepts(last) or not all(c.met(last.metrics) for c in self.target):
+            return ""
+        return f"network {len(trials)} of the search meets {' and '.join(map(str, self.target))} already"
 
 
 @dataclass(frozen=True)

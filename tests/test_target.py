@@ -1,0 +1,208 @@
+"""Searching until a target is met: what is planned, when it ends, what is said."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nasopt
+from nasopt import job, space
+from nasopt.errors import InputError
+from nasopt.goals import parse_constraint
+from nasopt.pipeline import final, setup, target
+from nasopt.run.search import Budget, search
+from nasopt.strategies.random import RandomSearch
+from nasopt.strategies.stopping import Reached
+from nasopt.trial import Ask, Constraint, Objective, Problem, Trial
+from test_job import own
+
+GRID = space.Product("", [space.Choice("a", "0123456789")])
+PROBLEM = Problem(GRID, (Objective("error"), Objective("params")), (Constraint("latency_ms", 2.0, "ms"),))
+ERROR, PARAMS = Constraint("error", 0.06), Constraint("params", 1000.0)
+
+
+def trial(number: int, **metrics: float) -> Trial:
+    return Trial(Ask(number, {"a": number}), metrics, 0.0)
+
+
+def record(name: str, error: float, **predicted: float) -> dict[str, Any]:
+    return {"id": name, "predicted": {"error": 0.5, **predicted}, "metrics": {"error": error, "test_error": 0.9}}
+
+
+# ---------------------------------------------------------------------------------------------------------------- the plan
+def test_trainings_take_twice_as_long_every_time_and_all_of_the_time() -> None:
+    plan = target.trainings([100.0], 7000.0)
+    seconds = [100 * n + final.EXPORT_SECONDS for _, n in plan]
+    assert [k for k, _ in plan] == [0, 0, 0]
+    assert seconds == pytest.approx([1000, 2000, 4000])
+
+
+def test_a_network_is_trained_when_its_time_is_enough() -> None:
+    plan = target.trainings([500.0, 10.0], 7000.0)
+    assert plan[0] == (1, final.MAX_EPOCHS), "a seventh of the time is 2 epochs of the first"
+    assert len(plan) == 2
+    assert plan[1][0] == 0
+    assert plan[1][1] == pytest.approx((7000 - 604 - final.EXPORT_SECONDS) / 500)
+
+
+def test_what_has_learned_enough_gives_way_to_the_next() -> None:
+    assert target.trainings([1.0, 2.0, 3.0], 7000.0) == [(k, final.MAX_EPOCHS) for k in range(3)]
+
+
+def test_with_too_little_time_the_cheapest_is_trained() -> None:
+    ((k, epochs),) = target.trainings([100.0, 50.0], 120.0)
+    assert k == 1
+    assert epochs == pytest.approx((120 - final.EXPORT_SECONDS) / 50)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_plan_keeps_within_the_time(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    epoch, seconds = rng.lognormal(2, 1.5, 6).tolist(), float(rng.uniform(500, 5000))
+    plan = target.trainings(epoch, seconds)
+    assert sum(epoch[k] * n + final.EXPORT_SECONDS for k, n in plan) <= seconds + 1e-6
+    lengths = [[n for k, n in plan if k == which] for which in range(6)]
+    assert all(b >= 2 * a for ns in lengths for a, b in pairwise(ns))
+    assert all(final.LEAST_EPOCHS <= n <= final.MAX_EPOCHS for ns in lengths for n in ns)
+
+
+def test_networks_within_the_costs_come_first() -> None:
+    trials = [trial(0, error=0.1, params=2000.0), trial(1, error=0.3, params=900.0), trial(2, error=0.2, params=1000.0)]
+    assert [t.ask.number for t in target.ordered(trials, [ERROR, PARAMS])] == [2, 1, 0]
+    assert [t.ask.number for t in target.ordered(trials, [ERROR])] == [0, 2, 1]
+
+
+# --------------------------------------------------------------------------------------------------------------- the search
+@pytest.mark.parametrize(("metrics", "stops"), [
+    ({"error": 0.06, "params": 1000.0, "latency_ms": 1.0}, True),
+    ({"error": 0.07, "params": 1000.0, "latency_ms": 1.0}, False),
+    ({"error": 0.06, "params": 1001.0, "latency_ms": 1.0}, False),
+    ({"error": 0.06, "params": 1000.0, "latency_ms": 3.0}, False),
+    ({"error": 0.06, "latency_ms": 1.0}, False),
+])
+def test_a_search_ends_when_a_trial_meets_the_target(metrics: dict[str, float], stops: bool) -> None:
+    rule = Reached(PROBLEM, (ERROR, PARAMS))
+    study = search(PROBLEM, RandomSearch(PROBLEM), lambda ask: metrics, budget=Budget(trials=4), stop=rule)
+    assert (len(study.trials) == 1) == stops
+    assert ("network 1 of the search meets error <= 0.06 and params <= 1000 already" in study.stopped) == stops
+
+
+def test_what_was_not_measured_does_not_meet_a_bound() -> None:
+    assert ERROR.met({"error": 0.06}) and not ERROR.met({"error": 0.061})
+    assert not ERROR.met({}) and not ERROR.met({"error": float("nan")})
+
+
+# --------------------------------------------------------------------------------------------------------------- the verdict
+def test_the_verdict() -> None:
+    first, good = record("aa", 0.081, params=900.0, latency_ms=1.0), record("bb", 0.055, params=900.0, latency_ms=1.0)
+    met = target.verdict([ERROR, PARAMS], PROBLEM, [first, good], 1)
+    assert met["met"] and met["network"] == "bb"
+    assert met["sentence"] == ("The target error <= 6.00 % and params <= 1 K was met by bb: validation error 5.50 % and "
+                               "parameters 900; 1 more training was skipped.")
+    missed = target.verdict([ERROR], PROBLEM, [record("cc", 0.2, params=1.0, latency_ms=1.0), first], 0)
+    assert not missed["met"]
+    assert missed["sentence"] == ("The target error <= 6.00 % was missed: the nearest network, aa, has validation error 8.10 %, "
+                                  "2.10 points above.")
+    slow = target.verdict([ERROR], PROBLEM, [record("dd", 0.05, params=1.0, latency_ms=3.0)], 0)
+    assert not slow["met"] and slow["sentence"].endswith("latency (PyTorch, one input) 3 ms, 1 ms above.")
+    failed = target.verdict([ERROR], PROBLEM, [{"id": "ee", "predicted": {"error": 0.0}, "failed": "NaN"}], 0)
+    assert not failed["met"] and "no training succeeded" in failed["sentence"]
+
+
+# ------------------------------------------------------------------------------------------------------------------- a run
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 8x8 images: bright at the top, in the middle, at the bottom."""
+    rng = np.random.default_rng(0)
+    y = np.arange(180) % 3
+    x = rng.integers(0, 120, (180, 8, 8))
+    for k, label in enumerate(y):
+        x[k, 3 * label:3 * label + 2] += 100
+    path = tmp_path_factory.mktemp("data") / "bars.npz"
+    np.savez(path, x=x.astype(np.uint8), y=y)
+    return path
+
+
+def run_with(data: Path, out: Path, *bounds: str, **options: Any) -> job.Run:
+    return nasopt.search(data, net=own(), budget=16.0, trials=6, networks=2, log=lambda line: None, out=out, target=bounds,
+                         **options)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ONNX files, which take seconds."""
+    for module in (final, job, setup):
+        monkeypatch.setattr(module, "has_onnx", lambda: False)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_ends_when_the_target_is_met(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learned from the training part alone, judged by the validation part, and the test part is looked at once."""
+    learned, tested = list[int](), list[str]()
+    fit, mistakes = final.train.fit, final.Delivery.mistakes
+    monkeypatch.setattr(final.train, "fit", lambda net, images, *rest, **more: learned.append(len(images))
+                        or fit(net, images, *rest, **more))
+    monkeypatch.setattr(final.Delivery, "mistakes", lambda self, folder, files: tested.append(folder.name)
+                        or mistakes(self, folder, files))
+    monkeypatch.setattr(target, "trainings", lambda epoch, seconds: [(0, 6.0), (0, 12.0)])
+    found = run_with(data, tmp_path / "run", "error<=66%", "params<=1M")
+    results = found.results
+    (net,) = found.front()
+    assert results["target"]["met"] and results["target"]["network"] == net.id and net.metrics["error"] <= 0.66
+    assert tested == [net.id] and learned[-1] == results["data"]["train"]
+    assert set(results["search"]["curves"]) == {"hybrid"} and results["designed"] == []
+    assert "1 more training was skipped" in results["target"]["sentence"]
+    assert "of the search meets" in results["search"]["stopped"] and len(results["search"]["trials"]) < 6
+    assert results["target"]["sentence"].replace("<", "&lt;") in found.report.read_text()
+    assert "--target" not in results["command"], "the call of a network of one's own"
+    again = nasopt.resume(found.path, net=own(), log=lambda line: None)
+    assert again.results["target"] == results["target"]
+    assert json.loads((found.path / "front.json").read_text())[0]["id"] == net.id
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_that_misses_its_target_ends_with_the_best_it_has(data: Path, tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here two trainings of one network, the second of which has a name of its own."""
+    monkeypatch.setattr(target, "trainings", lambda epoch, seconds: [(0, 0.5), (0, 1.0)])
+    found = run_with(data, tmp_path / "run", "params<=10", strategy="random")
+    assert found.front() and not found.results["target"]["met"]
+    assert "params <= 10 was missed: the nearest network" in found.results["target"]["sentence"]
+    assert found.results["target"]["sentence"].endswith(" above.")
+    trained = {r["id"]: r["epochs"] for r in found.results["front"] + found.results["dominated"]}
+    short, long = sorted(trained)
+    assert long == f"{short}-2" and trained == {short: 0.5, long: 1.0}
+    assert job.export(found.path, short, "torch", tmp_path / "net.pt2").read_bytes() == (
+        found.path / "models" / short / "model.pt2").read_bytes()
+
+
+@pytest.mark.parametrize(("bound", "sentence"), [
+    ("latncy<=2ms", "did you mean 'latency'"), ("test_error<=6%", "unknown metric"),
+    ("error", "target 'error' is not an upper bound"), ("error<=600%", "target 'error<=600%' allows more"),
+    ("latency<=2", "target 'latency<=2' has no unit"),
+])
+def test_bad_targets_are_refused(data: Path, tmp_path: Path, bound: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        run_with(data, tmp_path / "run", bound)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_foreign_bound_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown metric 'speed'"):
+        nasopt.search(data, net=own(), out=tmp_path / "run", target=Constraint("speed", 1.0), log=lambda line: None)
+
+
+def test_the_command_of_a_run_names_its_target() -> None:
+    from nasopt.pipeline.setup import Config
+
+    config = Config("digits", target=(parse_constraint("error<=6%"),))
+    assert "--target 'error<=0.06'" in job.command(config, Path("out"))
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+    old = config.to_json()
+    del old["target"]
+    assert Config.from_json(old).target == ()
