@@ -7,7 +7,7 @@ The supernet is a small one (8 channels, 1 cell a stage) and so are the images (
 weights, half the architecture. Short trainings of single networks (``random``, ``hybrid``) have twice the channels, twice the
 images and 3 cells a stage. Every run has one thread; what it costs is its processor's time. Recipes get ``--steps``, ``random``,
 ``one-shot`` and ``hybrid`` get ``--minutes``; a number after a name is instead of that. With ``--keep`` every run is written
-there and not repeated.
+there and not repeated, and the record is of all runs there that had these sizes.
 """
 
 from __future__ import annotations
@@ -174,18 +174,21 @@ SEARCHES: Mapping[str, Callable[[Options, str, int], tuple[Arch, dict[str, float
     **dict.fromkeys(RECIPES, by_gradient), "random": at_random, "one-shot": one_shot, "hybrid": together}
 
 
+def kept(options: Options, run: str) -> Path:
+    """The file of a run; of "*": the pattern of all of these sizes."""
+    return Path(options.keep / f"supernet201-{options.channels}-{options.cells}-{options.size}-{options.images}-{run}.json")
+
+
 def once(options: Options, name: str, seed: int) -> dict[str, Any]:
     """One search: the architecture that it comes to, the minutes of processor time, and what else it says."""
     torch.set_num_threads(1)
     options.steps = int(options.steps)
-    sizes = [options.steps, options.channels, options.cells, options.size, options.images]
-    words = [name, seed, *sizes, *([f"{options.minutes:g}"] if name not in RECIPES else [])]
-    file = None if options.keep is None else options.keep / f"supernet201-{'-'.join(map(str, words))}.json"
+    what = f"{options.steps} steps" if name in RECIPES else f"{options.minutes:g} minutes"
+    file = None if options.keep is None else kept(options, f"{name}-{seed}-{what.replace(' ', '-')}")
     if file is not None and file.is_file():
         return dict(json.loads(file.read_text()))
     began = time.process_time()
     arch, about = SEARCHES[name](options, name, seed)
-    what = f"{options.steps} steps" if name in RECIPES else f"{options.minutes:g} minutes"
     found = {"search": name, "seed": seed, "given": what, "architecture": dict(arch),
              "minutes": (time.process_time() - began) / 60, **about}
     if file is not None:
@@ -227,7 +230,8 @@ def report(table: tables.Table, runs: Sequence[Mapping[str, Any]], options: Opti
                      float(np.mean([run["minutes"] for run in own])), float(np.mean(skips)) if skips else None])
     text = (f"Supernet of {options.channels} channels and {options.cells} cells a stage, {options.images} images of "
             f"{options.size} x {options.size} pixels, steps of 64 images. The table gives the accuracy of the "
-            "network that a search comes to after 200 epochs of full training; no search sees it.")
+            "network that a search comes to after 200 epochs of full training; no search sees it. Processor minutes are those of "
+            "each run's own machine, which is not this record's for all of them.")
     found = {"caption": "Found (%)", "rows": rows, "columns": [
         "search", "given", "seeds", "CIFAR-10", "deviation", "minimum", "CIFAR-100 (transfer)",
         "CIFAR-10: interquartile mean, 95 % interval", "processor minutes", "skip share"]}
@@ -283,6 +287,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     jobs = [(argparse.Namespace(**{**vars(options), **own}), name, seed) for name, own in asked for seed in range(options.seeds)]
     with ProcessPoolExecutor(options.processes) as pool:
         runs = list(pool.map(once, *zip(*jobs, strict=True)))
+    if options.keep is not None:
+        runs = [json.loads(file.read_text()) for file in sorted(options.keep.glob(kept(options, "*").name))]
     report(tables.load(options.tables / "nb201"), runs, options)
 
 
