@@ -228,6 +228,7 @@ def report(table: tables.Table, runs: Sequence[Mapping[str, Any]], options: Opti
         skips = [run["skips"] for run in own if "skips" in run]
         rows.append([name, given, len(own), *_accuracies(table, [run["architecture"] for run in own]), _interval(ten),
                      float(np.mean([run["minutes"] for run in own])), float(np.mean(skips)) if skips else None])
+    rows.sort(key=lambda row: -row[3])
     text = (f"Supernet of {options.channels} channels and {options.cells} cells a stage, {options.images} images of "
             f"{options.size} x {options.size} pixels, steps of 64 images. The table gives the accuracy of the "
             "network that a search comes to after 200 epochs of full training; no search sees it. Processor minutes are those of "
