@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from nasopt import space
+from nasopt.errors import InputError
 from nasopt.nets import choices
 from nasopt.pipeline import final, phases, warm
 from nasopt.pipeline.folder import Folder
@@ -29,10 +31,10 @@ def setup() -> Setup:
     return prepared(AIMS)
 
 
-def prepared(aims: tuple[Objective, ...], bars: tuple[Constraint, ...] = ()) -> Setup:
+def prepared(aims: tuple[Objective, ...], bars: tuple[Constraint, ...] = (), **more: Any) -> Setup:
     x = np.random.default_rng(0).integers(0, 255, (60, 8, 8)).astype(np.uint8)
     data = Dataset(x, np.arange(60) % 3, ("a", "b", "c"), "NHW", "noise", {})
-    return prepare(Config("noise", objectives=aims, constraints=bars), data)
+    return prepare(Config("noise", objectives=aims, constraints=bars, **more), data)
 
 
 def start(setup: Setup, timed: float = 0.0, epoch: float = 100.0, trials: int = 30) -> list[space.Arch]:
@@ -120,6 +122,21 @@ def test_with_too_little_time_the_cheapest_of_the_witnesses_can_be_trained(setup
     assert bound.upper == phases.SLACK * min(sizes)
     assert [params(choices.extract(setup.net, arch)) for arch in cheap] == [s for s in sizes if s <= bound.upper]
     assert 0 < len(cheap) < len(sizes)
+
+
+def test_images_are_where_networks_are_to_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nasopt.pipeline.setup.device_of", lambda name: torch.device(name))
+    monkeypatch.setattr("nasopt.pipeline.setup._check_output", lambda setup: None)
+    there = prepared(AIMS, device="meta")
+    assert {part.device.type for part in (there.training, there.validation, there.rest)} == {"meta"}
+
+
+def test_a_device_that_does_not_serve_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="unknown device 'tpu': give cpu, cuda"):
+        prepared(AIMS, device="tpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="'gdas' runs on the CPU, not on 'cuda': choose another strategy or the device cpu"):
+        prepared(AIMS, device="cuda", strategy="gdas")
 
 
 def test_nothing_to_trade_capacity_against() -> None:

@@ -150,7 +150,7 @@ class Phases:
             raise InputError(f"{self.folder.study} lost the weights of its supernet: start the run again in a new folder.")
         net: nn.Module = copy.deepcopy(self.setup.net)
         load_weights(net, blob)
-        return train.channels_last(net)
+        return train.channels_last(net.to(self.setup.training.device))
 
     def one_shot(self) -> OneShot:
         """Judges by shared weights."""
@@ -499,7 +499,8 @@ def judge(pairs: Sequence[Sequence[float]], config: Config, failed: str | None =
 
 def weights_to_bytes(net: nn.Module) -> bytes:
     """The state of a module in the safetensors format."""
-    return tensors_to_bytes({k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in net.state_dict().items()})
+    return tensors_to_bytes({k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+                             for k, v in net.state_dict().items()})
 
 
 def load_weights(net: nn.Module, blob: bytes) -> None:
