@@ -28,7 +28,7 @@ from common import write
 from nasopt.nets import differentiable, relax
 from nasopt.nets.differentiable import DifferentiableSearch, Method
 from nasopt.nets.hypergradient import ConjugateGradient, FiniteDifference, Neumann
-from nasopt.nets.train import Augment, Images, bf16_pays
+from nasopt.nets.train import CPU, Augment, Images, bf16_pays
 from nasopt.spaces.darts import darts
 from nasopt.strategies.gradient import RECIPES
 
@@ -73,15 +73,16 @@ def left_out(names: tuple[str, ...]) -> Iterator[None]:
         yield
 
 
-def start(variant: Variant, channels: int, layers: int, batch: int, steps: int) -> DifferentiableSearch:
+def start(variant: Variant, channels: int, layers: int, batch: int, steps: int,
+          device: torch.device = CPU) -> DifferentiableSearch:
     """The search of a variant."""
     torch.manual_seed(0)
     count = 40 * batch  # a batch is at most a 20th of a part
     x = torch.randn(count, 3, 32, 32)
-    data = Images.all(x, torch.arange(count) % 10, torch.zeros(3), torch.ones(3))
+    data = Images.all(x, torch.arange(count) % 10, torch.zeros(3), torch.ones(3)).to(device)
     index = torch.arange(count)
     method = replace(variant.method, recipe=replace(variant.method.recipe, batch=batch))
-    net = darts(channels=channels, layers=layers, partial=variant.partial, affine=False)
+    net = darts(channels=channels, layers=layers, partial=variant.partial, affine=False).to(device)
     with left_out(variant.without):
         return DifferentiableSearch(net, data.part(index[::2]), data.part(index[1::2]), method, steps, 0, Augment())
 

@@ -14,6 +14,7 @@ from nasopt.cost.runtimes import onnx_bytes, session
 from nasopt.errors import InputError
 from nasopt.nets import choices, relaxed, train
 from nasopt.nets.supernet import sandwich
+from nasopt.nets.whitening import Whitening
 from nasopt.spaces import fast
 from test_choices import worst_difference
 
@@ -53,15 +54,15 @@ def test_every_member_ends_with_four_pixels_at_least(size: int, counts: tuple[in
 
 
 def test_airbench94_is_a_member(net: fast.Fast) -> None:
-    """Patches of 2x2, and maps of 31, 15, 7 and 3 pixels, as published."""
+    """Whitened patches of 2x2, and maps of 31, 15, 7 and 3 pixels, as published."""
     alone = choices.extract(net, fast.airbench94(net))
-    convolutions = 3 * 24 * 4 + 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256)
-    normalisations = 2 * (24 + 2 * 64 + 4 * 256)
+    convolutions = 3 * 24 * 4 + 24 + 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256)
+    normalisations = 2 * (2 * 64 + 4 * 256)
     assert params(alone) == convolutions + normalisations + 256 * 10 + 10
     x = torch.randn(2, 3, 32, 32)
     assert maps(alone, x) == [(64, 15, 15), (256, 7, 7), (256, 3, 3)]
-    by_hand = sum(pixels**2 * weights for pixels, weights in
-                  ((31, 3 * 24 * 4 + 9 * 24 * 64), (15, 9 * 64 * 64 + 9 * 64 * 256), (7, 2 * 9 * 256 * 256), (3, 9 * 256 * 256)))
+    weights = {31: 3 * 24 * 4 + 24 + 9 * 24 * 64, 15: 9 * 64 * 64 + 9 * 64 * 256, 7: 2 * 9 * 256 * 256, 3: 9 * 256 * 256}
+    by_hand = sum(pixels**2 * count for pixels, count in weights.items())
     assert flops(alone, x) == by_hand + 256 * 10 + 10
     kinds = {type(m) for m in alone.modules()}
     assert nn.GELU in kinds and nn.ReLU not in kinds and fast.Peak in kinds
@@ -117,14 +118,16 @@ def test_a_member_is_exported() -> None:
 
 
 def test_all_weights_of_a_member_learn() -> None:
-    """No dead path: after one step every parameter has a gradient that is not 0 throughout."""
+    """No dead path: after one step every parameter but a whitening layer's kernels has a gradient that is not 0 throughout."""
     torch.manual_seed(0)
     net = fast.fast((3, 16, 16), 4, widths=(16, 16, 16))
     s, rng = choices.space_of(net), seed.rng(0, 0, "members")
     for _ in range(12):
         alone = choices.extract(net, space.sample(s, rng)).train()
         nn.functional.cross_entropy(alone(torch.randn(8, 3, 16, 16)), torch.arange(8) % 4).backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in alone.parameters())
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in alone.parameters() if p.requires_grad)
+        kept = [m for m in alone.modules() if isinstance(m, Whitening)]
+        assert sum(not p.requires_grad for p in alone.parameters()) == len(kept) <= 1
         assert all(any(isinstance(n, nn.BatchNorm2d) for n in m.modules()) for m in alone.modules() if isinstance(m, fast.Stage))
 
 
@@ -152,6 +155,27 @@ def test_what_is_mixed_has_one_size_whatever_is_drawn() -> None:
             out = net(x)
         nn.functional.cross_entropy(out, torch.tensor([0, 1, 2, 0])).backward()
         assert all(row.grad is not None for path, row in zip(paths, rows, strict=True) if "/enter=" not in path)
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_patches_are_learned_by_the_training_of_what_was_extracted(size: int) -> None:
+    """Of images of 64 pixels patches of 4 are reduced to as many directions as those of 2 have."""
+    torch.manual_seed(0)
+    net = fast.fast((3, size, size), 2, widths=(8, 8, 8, 8))
+    x = nn.functional.avg_pool2d(torch.randn(40, 3, size + 2, size + 2), 3, 1)
+    data = train.Images.all(x, torch.arange(40) % 2, x.mean((0, 2, 3)), x.std((0, 2, 3)))
+    parts = [fast.Part(100, "max", "plain", 1)] * fast.stage_counts((3, size, size))[0]
+    alone = choices.extract(net, fast.member(net, "patches", parts, "gelu", "max", "x1"))
+    (layer,) = (m for m in alone.modules() if isinstance(m, Whitening))
+    train.fit(alone, data, train.Recipe(epochs=0.1, batch=4), train.Augment(), 0)
+    with torch.no_grad():
+        out = layer(data.normalised(slice(None))) - layer.bias[:, None, None]
+    assert out.shape[1] == 24 and out.shape[2] == (15 if size == 16 else 31)
+    covariance = out[:, :12].transpose(0, 1).flatten(1).cov()
+    torch.testing.assert_close(covariance, torch.eye(12), atol=0.1, rtol=0)
+    torch.testing.assert_close(out[:, 12:], -out[:, :12])
+    (untrained,) = (m for m in net.modules() if isinstance(m, Whitening))
+    assert not torch.equal(untrained.weight, layer.weight)
 
 
 def test_a_member_learns() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from nasopt import space
+from nasopt.errors import InputError
 from nasopt.nets import choices
 from nasopt.pipeline import final, phases, warm
 from nasopt.pipeline.folder import Folder
@@ -28,19 +31,23 @@ def setup() -> Setup:
     return prepared(AIMS)
 
 
-def prepared(aims: tuple[Objective, ...], bars: tuple[Constraint, ...] = ()) -> Setup:
+def prepared(aims: tuple[Objective, ...], bars: tuple[Constraint, ...] = (), **more: Any) -> Setup:
     x = np.random.default_rng(0).integers(0, 255, (60, 8, 8)).astype(np.uint8)
     data = Dataset(x, np.arange(60) % 3, ("a", "b", "c"), "NHW", "noise", {})
-    return prepare(Config("noise", objectives=aims, constraints=bars), data)
+    return prepare(Config("noise", objectives=aims, constraints=bars, **more), data)
 
 
 def start(setup: Setup, timed: float = 0.0, epoch: float = 100.0, trials: int = 30) -> list[space.Arch]:
-    return warm.start(setup, 60.0, epoch, lambda arch: timed, lambda spent: None, trials)
+    return warm.start(setup, 60.0, epoch, warm.rate_of(setup), lambda arch: timed, lambda spent: None, trials)
 
 
 def costs(setup: Setup, arch: space.Arch) -> dict[str, float]:
     net = choices.extract(setup.net, arch).eval()
     return warm.capacity(net, setup.example) | {k: v for m in setup.cost_models() for k, v in m(net, setup.example).items()}
+
+
+def params(layer: torch.nn.Module, *inputs: object) -> float:
+    return float(sum(p.numel() for p in layer.parameters()))
 
 
 def test_a_search_starts_with_networks_of_more_capacity_than_random_ones(setup: Setup) -> None:
@@ -63,9 +70,6 @@ def test_a_search_starts_with_networks_that_differ(setup: Setup) -> None:
 
 
 def test_a_search_starts_with_networks_that_can_be_trained_in_time(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    def params(layer: torch.nn.Module, *inputs: object) -> float:
-        return float(sum(p.numel() for p in layer.parameters()))
-
     monkeypatch.setattr(warm, "step_ms", params)  # as if each parameter took a millisecond
     monkeypatch.setattr(final, "epoch_seconds", lambda *given: 1.0)
     bar = params(final.designed(setup)["small ResNet"])
@@ -76,6 +80,63 @@ def test_a_search_starts_with_networks_that_can_be_trained_in_time(setup: Setup,
     assert bar < max(sizes(1.0, 3.0)) <= 3 * bar
     assert 0 < max(sizes(6.0, 3.0)) < 0.8 * max(sizes(1.0, 3.0)), "the time is off by at least 2 for the largest"
     assert sizes(1.0, 1e-6) == []
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("strategy", ["random", "asha", "hybrid", "gdas"])
+def test_what_is_too_dear_to_train_in_the_end_is_not_trained_in_the_search(strategy: str, setup: Setup, tmp_path: Path,
+                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if each parameter took a millisecond, and an epoch of the small ResNet so long that 5 of a network of a third fit."""
+    trained = list[float]()
+
+    def fit(net: torch.nn.Module, *rest: object) -> final.train.Fitted:
+        trained.append(params(net))
+        return final.train.Fitted(0.0, 1, 0.0)
+
+    monkeypatch.setattr(warm, "step_ms", params)
+    config = replace(setup.config, strategy=strategy, trials=12, seconds=300.0)
+    run = phases.Phases(replace(setup, config=config), Memory(), Folder(tmp_path), Display(lambda line: None, False))
+    run.ledger.store("trust", {"fallback": True})
+    run.ledger.store("supernet", {"error": "no time"})
+    run.ledger.store("plan", {"steps": 20, "step": 0.01, "watch": 20, "tried": 0})
+    run.ledger.store("low fidelity", {"epochs": 1.0, "seconds": 1.0})
+    left = config.seconds - sum(run.seconds(p) for p in ("warm start", "search", "random search"))
+    monkeypatch.setattr(final, "epoch_seconds", lambda *given: 3 * final.dearest(left, 5))
+    run.problem  # noqa: B018  whose bound takes a training step's time
+    monkeypatch.setattr("nasopt.estimators.images.train.fit", fit)
+    study = run.search(strategy, run.storage)
+    bound = params(final.designed(setup)["small ResNet"]) / 3
+    refused = [t for t in study.trials if "error" not in t.metrics]
+    assert all(t.error is None and t.metrics["step_ms"] > bound for t in refused)
+    assert trained and max(trained) <= bound and study.front()
+    assert refused or strategy not in ("random", "asha")
+
+
+def test_with_too_little_time_the_cheapest_of_the_witnesses_can_be_trained(setup: Setup, tmp_path: Path,
+                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "step_ms", params)
+    monkeypatch.setattr(final, "epoch_seconds", lambda *given: 1e9)
+    run = phases.Phases(setup, Memory(), Folder(tmp_path), Display(lambda line: None, False))
+    bound, cheap = run.trainable()
+    sizes = [params(choices.extract(setup.net, arch)) for arch in run.witnesses()]
+    assert bound.upper == phases.SLACK * min(sizes)
+    assert [params(choices.extract(setup.net, arch)) for arch in cheap] == [s for s in sizes if s <= bound.upper]
+    assert 0 < len(cheap) < len(sizes)
+
+
+def test_images_are_where_networks_are_to_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nasopt.pipeline.setup.device_of", lambda name: torch.device(name))
+    monkeypatch.setattr("nasopt.pipeline.setup._check_output", lambda setup: None)
+    there = prepared(AIMS, device="meta")
+    assert {part.device.type for part in (there.training, there.validation, there.rest)} == {"meta"}
+
+
+def test_a_device_that_does_not_serve_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="unknown device 'tpu': give cpu, cuda"):
+        prepared(AIMS, device="tpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="'gdas' runs on the CPU, not on 'cuda': choose another strategy or the device cpu"):
+        prepared(AIMS, device="cuda", strategy="gdas")
 
 
 def test_nothing_to_trade_capacity_against() -> None:

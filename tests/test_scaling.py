@@ -10,6 +10,7 @@ from nasopt import seed, space
 from nasopt.cost.count import flops, params
 from nasopt.errors import InputError
 from nasopt.nets import choices
+from nasopt.nets.whitening import Whitening
 from nasopt.spaces import fast, scaling
 from nasopt.spaces.cells import cells
 from nasopt.spaces.designed import small_mobilenet, small_resnet
@@ -116,6 +117,15 @@ def test_a_width_multiplier_meets_a_budget(net: fast.Fast, arch: dict[str, int])
     assert 0.8 * budget < flops(wide, EXAMPLE) <= budget
     with pytest.raises(InputError, match="above the budget"):
         scaling.widened_to(alone, EXAMPLE, flops, 100)
+
+
+def test_a_whitening_layer_is_not_widened(net: fast.Fast) -> None:
+    alone = choices.extract(net, fast.member(net, "patches", [fast.Part(50, "max", "plain", 1)] * 3, "gelu", "max", "x1"))
+    wide = scaling.widened(alone, 2.0, EXAMPLE)
+    before, after = ([m for m in n.modules() if isinstance(m, nn.Conv2d)] for n in (alone, wide))
+    assert isinstance(after[0], Whitening) and after[0].out_channels == 24
+    assert (after[1].in_channels, after[1].out_channels) == (24, 2 * before[1].out_channels)
+    assert after[2].in_channels == 2 * before[2].in_channels
 
 
 def test_channels_that_do_not_scale_together_are_refused() -> None:

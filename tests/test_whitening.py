@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 from nasopt.errors import InputError
-from nasopt.nets import train
+from nasopt.nets import choices, train
+from nasopt.nets.differentiable import DifferentiableSearch, Method
+from nasopt.nets.hypergradient import FirstOrder, Loss, Tensors
 from nasopt.nets.whitening import Whitening
+from nasopt.strategies.watch import watch
 
 
 def coloured(n: int = 200, seed: int = 0) -> torch.Tensor:
@@ -38,6 +41,9 @@ def test_eps_keeps_directions_without_variance_small() -> None:
     assert layer.weight.isfinite().all()
     assert layer.weight.flatten(1).norm(dim=1).max() == pytest.approx(10.0, rel=1e-2)
     assert layer.weight[11].flatten().norm() > layer.weight[0].flatten().norm(), "falling eigenvalues"
+    few = Whitening(3, directions=3, eps=1e-2)
+    few.learn(x)
+    assert torch.equal(few.weight, layer.weight[[0, 1, 2, 12, 13, 14]])
 
 
 def test_a_training_sets_the_kernels_and_moves_only_the_bias() -> None:
@@ -51,6 +57,23 @@ def test_a_training_sets_the_kernels_and_moves_only_the_bias() -> None:
     expected.learn(data.normalised(slice(0, 64)))
     torch.testing.assert_close(first.weight, expected.weight)
     assert not torch.equal(first.bias, before)
+
+
+def test_a_gradient_search_takes_the_kernels_for_no_weights() -> None:
+    x, given = coloured(80), list[int]()
+    data = train.Images.all(x, torch.arange(80) % 2, x.mean((0, 2, 3)), x.std((0, 2, 3)))
+    either = choices.OneOf({"gelu": nn.GELU(), "relu": nn.ReLU()})
+    net = nn.Sequential(Whitening(3), either, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 2))
+
+    def first_order(outer: Loss, inner: Loss, w: Tensors, a: Tensors) -> list[torch.Tensor]:
+        given.append(len(w))
+        return FirstOrder()(outer, inner, w, a)
+
+    parts = data.part(torch.arange(40)), data.part(torch.arange(40, 80))
+    search = DifferentiableSearch(net, *parts, Method(hypergradient=first_order), 1, 0, train.Augment())
+    search.run(1)
+    assert given == [3], "two biases and a matrix"
+    assert watch(search, 0, 0, True) is not None
 
 
 def test_images_smaller_than_a_patch_are_refused() -> None:

@@ -160,6 +160,8 @@ def search(
     min_gain: Annotated[str | None, typer.Option(
         metavar="SHARE", help="End the search early, when the next tenth of its networks is expected to add less than this to "
                               "the hypervolume, such as 1%; the final trainings get the time.")] = None,
+    device: Annotated[str, typer.Option(
+        help="Where networks are trained: cpu, cuda, cuda:1, ... Latencies are the CPU's.")] = "cpu",
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the run is kept. Default: runs/NAME after "
                                                                     "the data.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Two runs with one seed propose the same networks in the same order "
@@ -181,7 +183,7 @@ def search(
 
     with _resumable(folder):
         run = job.search(data, space=space, objectives=aims, constraints=bounds, budget=seconds, target=ends, trials=trials,
-                         strategy=strategy, networks=networks, min_gain=min_gain, out=folder, seed=seed,
+                         strategy=strategy, networks=networks, min_gain=min_gain, device=device, out=folder, seed=seed,
                          log=_log(quiet), progress=_progress(quiet))
     _show(run, folder)
 

@@ -210,6 +210,10 @@ class DifferentiableSearch:
             moves = self.progress >= self.method.still and self.done % self.method.every == 0
             yield next(inner), next(outer) if moves else None
 
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The network's weights but those that stay as they are, by name."""
+        return {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+
     @property
     def progress(self) -> float:
         """From 0 to 1."""
@@ -233,7 +237,7 @@ class DifferentiableSearch:
 
     def slopes(self, train: Batch, val: Batch) -> list[Tensor]:
         """The hypergradient of the validation loss: of every α and then of every parameter of the edges."""
-        names, w = zip(*self.net.named_parameters(), strict=True)
+        names, w = zip(*self.trained().items(), strict=True)
         return self.method.hypergradient(self._loss(val, names), self._loss(train, names), w, [*self.alphas, *self.betas])
 
     def cost_slopes(self, costs: Sequence[Cost]) -> list[list[Tensor]]:

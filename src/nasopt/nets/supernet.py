@@ -60,7 +60,8 @@ def sandwich(space: Space, random: int, seed: int, step: int) -> list[dict[str, 
 
 def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, steps: int, seed: int, *, random: int = 2,
         watch: Callable[[int, int], None] | None = None) -> Fitted:
-    """Trains the shared weights in place. Every step sums the gradients of ``random + 2`` sub-networks on one batch.
+    """Trains the shared weights in place, where the images are. Every step sums the gradients of ``random + 2`` sub-networks on
+    one batch.
 
     Args:
         net: a module with inline choices (`nasopt.nets.choices`).
@@ -71,8 +72,8 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, steps: i
         FloatingPointError: the loss of a step is not finite.
     """
     started, space = time.perf_counter(), choices.space_of(net)
+    channels_last(net.to(data.device).train())
     opts = optimisers(net, recipe)
-    channels_last(net.train())
     whiten(net, data)
     tail: list[float] = []
     for step, (x, y) in zip(range(steps), batches(data, recipe.batch_for(data), augment, seed, 0), strict=False):
@@ -82,7 +83,7 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, steps: i
         archs = sandwich(space, random, seed, step)
         for arch in archs:
             choices.activate(net, arch)
-            with autocast(), Depthwise():
+            with autocast(device=data.device), Depthwise():
                 loss = functional.cross_entropy(net(x).float(), y, label_smoothing=recipe.smoothing) / len(archs)
             if loss.requires_grad:
                 loss.backward()
@@ -126,7 +127,7 @@ def recalibrate(net: nn.Module, data: Images, images: int, batch: int = 256) -> 
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:images]
     for part in order.split(batch):
         if len(part) > 1:
-            with autocast():
+            with autocast(device=data.device):
                 net(data.normalised(part))
     for m, momentum in zip(norms, kept, strict=True):
         m.momentum = momentum

@@ -10,20 +10,22 @@ from nasopt.errors import InputError
 
 
 class Whitening(nn.Conv2d):
-    """A convolution (n, channels, h, w) -> (n, 2·channels·size², h - size + 1, w - size + 1) with kernels that stay as they are:
-    the eigenvectors of the covariance of all patches, each divided by the root of its eigenvalue, and their negatives, so that
-    a non-linearity after it loses nothing. The bias is trained.
+    """A convolution (n, channels, h, w) -> (n, 2·directions, ⌊(h - size) / stride⌋ + 1, ⌊(w - size) / stride⌋ + 1) with kernels
+    that stay as they are: the first eigenvectors of the covariance of all patches, each divided by the root of its eigenvalue,
+    and their negatives, so that a non-linearity after it loses nothing. The bias is trained.
 
     Until `learn` has seen images the kernels are random; every training calls it (`nasopt.nets.train.whiten`).
 
     Args:
         channels: of the images.
         size: side of a patch in pixels.
+        stride: pixels from one patch to the next.
+        directions: eigenvectors, those of the largest eigenvalues; None: all channels·size².
         eps: added to the eigenvalues, in units of the images' variance.
     """
 
-    def __init__(self, channels: int, size: int = 2, eps: float = 5e-4) -> None:
-        super().__init__(channels, 2 * channels * size * size, size)
+    def __init__(self, channels: int, size: int = 2, stride: int = 1, directions: int | None = None, eps: float = 5e-4) -> None:
+        super().__init__(channels, 2 * (directions or channels * size * size), size, stride)
         self.eps = eps
         self.weight.requires_grad_(False)
 
@@ -38,7 +40,7 @@ class Whitening(nn.Conv2d):
         if min(images.shape[2:]) < size:
             raise InputError(f"images of {images.shape[2]} x {images.shape[3]} pixels have no patches of {size} x {size}: leave "
                              "out the whitening layer.")
-        patches = functional.unfold(images.float(), size).transpose(1, 2).flatten(0, 1)
+        patches = functional.unfold(images.float(), size, stride=self.stride).transpose(1, 2).flatten(0, 1)
         values, vectors = torch.linalg.eigh(patches.T.cov().cpu())
-        kernels = (vectors / (values.clamp(min=0) + self.eps).sqrt()).T.flip(0).reshape(-1, *self.weight.shape[1:])
-        self.weight.copy_(torch.cat([kernels, -kernels]))
+        kernels = (vectors / (values.clamp(min=0) + self.eps).sqrt()).T.flip(0)[:self.out_channels // 2]
+        self.weight.copy_(torch.cat([kernels, -kernels]).view_as(self.weight))

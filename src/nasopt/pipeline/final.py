@@ -103,6 +103,8 @@ def epoch_seconds(net: nn.Module, data: train.Images, recipe: train.Recipe, augm
     times: list[float] = []
 
     def tick(done: int, total: int) -> None:
+        if data.device.type == "cuda":
+            torch.cuda.synchronize(data.device)
         times.append(time.perf_counter())
 
     steps = train.steps_of(data, recipe.scaled(1 / recipe.epochs))
@@ -165,7 +167,7 @@ class Delivery:
         fitted = train.fit(net, setup.lessons, recipe, setup.augment, setup.config.seed, number, watch,
                            resume=kept.recall(), keep=kept.keep)
         metrics = {"error": train.error(net, setup.validation)} if setup.config.target else dict[str, float]()
-        net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        net.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for model in (Count(), Memory()):
             metrics.update(model(net, setup.example))
         files = self.export(net, folder)

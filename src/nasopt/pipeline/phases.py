@@ -23,6 +23,7 @@ from nasopt.analysis import rank
 from nasopt.analysis.hypervolume import hypervolume
 from nasopt.analysis.pareto import Archive
 from nasopt.cost.clock import Latency
+from nasopt.cost.layers import Layers
 from nasopt.errors import InputError, one_line
 from nasopt.estimators.combine import Known, Staged
 from nasopt.estimators.images import Costs, OneShot, StandAlone
@@ -41,7 +42,7 @@ from nasopt.strategies.catalogue import GRADIENT, NETWORKS, make
 from nasopt.strategies.gradient import Gradient
 from nasopt.strategies.hybrid import Portfolio
 from nasopt.strategies.stopping import Reached, SmallGain
-from nasopt.trial import Ask, Metrics, Study, Trial
+from nasopt.trial import Ask, Constraint, Metrics, Problem, Study, Trial
 
 SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "warm start": 0.06, "search": 0.07, "random search": 0.13}
 """Share of the time budget of every phase before the final trainings, which take the rest. Random search has as much as the
@@ -64,6 +65,9 @@ MIN_BRIEF = 140
 
 SMALL_BATCH = 64
 """Images a step of a brief training: it needs steps more than it needs exact gradients."""
+
+SLACK = 1.5
+"""By how much two rough timings of one step may differ."""
 
 WITNESSES = 8
 """Architectures that are trained alone to see whether shared weights rank them the same way."""
@@ -146,7 +150,7 @@ class Phases:
             raise InputError(f"{self.folder.study} lost the weights of its supernet: start the run again in a new folder.")
         net: nn.Module = copy.deepcopy(self.setup.net)
         load_weights(net, blob)
-        return train.channels_last(net)
+        return train.channels_last(net.to(self.setup.training.device))
 
     def one_shot(self) -> OneShot:
         """Judges by shared weights."""
@@ -158,12 +162,12 @@ class Phases:
         return [self.sampled.archs[k] for k in self.sampled.feasible[:WITNESSES]]
 
     def low_fidelity(self) -> train.Recipe:
-        """A recipe so short that `CANDIDATES` trainings of a random network fit into a search's share of the time, but of
-        `MIN_BRIEF` steps at least."""
+        """A recipe so short that `CANDIDATES` trainings of a random network that is not too dear fit into a search's share of the
+        time, but of `MIN_BRIEF` steps at least."""
         recipe = train.Recipe(epochs=1.0, batch=SMALL_BATCH)
 
         def plan() -> dict[str, float]:
-            per_epoch = float(np.mean([self.epoch_seconds(a) for a in self.witnesses()]))
+            per_epoch = float(np.mean([self.epoch_seconds(a) for a in self.trainable()[1]]))
             least = MIN_BRIEF / train.steps_of(self.setup.training, recipe)
             epochs = min(final.MAX_EPOCHS / 4, max(least, self.seconds("search") / CANDIDATES / per_epoch))
             return {"epochs": epochs, "seconds": epochs * per_epoch}
@@ -221,38 +225,69 @@ class Phases:
         Most of the time is for looking, the rest for timing training steps of those found.
         """
         def compute() -> dict[str, list[Arch]]:
-            seconds, epoch = 0.9 * self.seconds("warm start"), self._affordable_epoch()
+            seconds, dearest = 0.9 * self.seconds("warm start"), self._dearest()
             with self.display.phase("warm start") as watch:
-                return {"archs": warm.start(self.setup, seconds, epoch, self.epoch_seconds,
+                return {"archs": warm.start(self.setup, seconds, dearest["epoch"], dearest["rate"], self.epoch_seconds,
                                            lambda spent: watch(min(spent, seconds), seconds))}
 
         found: list[Arch] = self.ledger.remember("warm start", compute)["archs"]
         return found
 
-    def _affordable_epoch(self) -> float:
-        """Seconds that an epoch of a network may take, so that the final trainings have the time for it."""
-        others = self.seconds("warm start") + self.seconds("search") + self.seconds("random search")
-        return final.dearest(self.setup.config.seconds - self.spent() - others, final.MIN_EPOCHS)
+    def _dearest(self) -> dict[str, float]:
+        """``epoch``: seconds that an epoch of a network may take, so that the final trainings have the time for
+        `final.MIN_EPOCHS` of them; ``rate``: `warm.rate_of` the images."""
+        def compute() -> dict[str, float]:
+            others = self.seconds("warm start") + self.seconds("search") + self.seconds("random search")
+            seconds = self.setup.config.seconds - self.spent() - others
+            return {"epoch": final.dearest(seconds, final.MIN_EPOCHS), "rate": warm.rate_of(self.setup)}
+
+        return self.ledger.remember("dearest", compute)
+
+    @cached_property
+    def steps(self) -> Layers:
+        """Rough times of training steps."""
+        return warm.step_table()
+
+    @cached_property
+    def problem(self) -> Problem:
+        """What is searched for. Where candidates are trained, `trainable` is one of the constraints."""
+        more = [self.trainable()[0]] if self.trust()["fallback"] else []
+        return replace(self.setup.problem, constraints=(*self.setup.problem.constraints, *more))
+
+    def trainable(self) -> tuple[Constraint, list[Arch]]:
+        """That an architecture can be trained in the end for `final.LEAST_EPOCHS`, and the witnesses that can. The bound is so
+        loose that the cheapest of them always can: a run with too little time has a result nevertheless."""
+        def compute() -> dict[str, Any]:
+            setup, found = self.setup, self._dearest()
+            rough = Costs(setup.net, [self.steps], setup.example)
+            steps = [rough(Ask(k, arch))["step_ms"] for k, arch in enumerate(self.witnesses())]
+            bound = warm.affordable(found["rate"], found["epoch"] * final.MIN_EPOCHS / final.LEAST_EPOCHS)
+            ms = max(bound.upper, SLACK * min(steps))
+            return {"ms": ms, "witnesses": [k for k, step in enumerate(steps) if step <= ms]}
+
+        known = self.ledger.remember("trainable", compute)
+        return Constraint("step_ms", known["ms"], "ms"), [self.witnesses()[k] for k in known["witnesses"]]
 
     # ------------------------------------------------------------------------------------------------------------- search
     def estimator(self) -> Estimator:
-        """Costs first, then the error: by shared weights if they are to be trusted."""
+        """Costs first, then the error, by shared weights if they are to be trusted; what is too dear is not trained."""
         setup = self.setup
-        costs = Costs(setup.net, setup.cost_models(), setup.example)
-        error: Estimator = Known(self.known(), self.alone()) if self.trust()["fallback"] else self.one_shot()
-        return Staged(setup.problem, [costs, error])
+        if not self.trust()["fallback"]:
+            return Staged(self.problem, [Costs(setup.net, setup.cost_models(), setup.example), self.one_shot()])
+        costs = Costs(setup.net, [self.steps, *setup.cost_models()], setup.example)
+        return Staged(self.problem, [costs, Known(self.known(), self.alone())])
 
     def search(self, name: str, storage: Storage, title: str = "search", initial: Sequence[Arch] = ()) -> Study:
         """Runs a strategy on the estimator for its share of the time. It begins with the witnesses that are known already
         and with ``initial``."""
         done = self.ledger.recall(f"stopped {title}")
         if done is not None:
-            return replace(load(storage), problem=self.setup.problem, stopped=done)
+            return replace(load(storage), problem=self.problem, stopped=done)
         setup, main = self.setup, threading.current_thread() is threading.main_thread()
         known = self.witnesses() if "value" in self.trust() else []
         strategy = self._strategy(name, title, [*known, *initial])
         with self.display.phase(title) as watch:
-            study = search(setup.problem, strategy, self.estimator(), storage=storage, seed=setup.config.seed,
+            study = search(self.problem, strategy, self.estimator(), storage=storage, seed=setup.config.seed,
                            budget=Budget(trials=setup.config.trials, seconds=self.seconds(title)),
                            executor=Serial(timeout=max(60.0, self.seconds(title)) if main else None),
                            watch=self._narrate(watch, title), stop=self._stop if title == "search" else None)
@@ -266,7 +301,7 @@ class Phases:
 
     def _stop(self, trials: Sequence[Trial]) -> str:
         """Why the search should end before its time is over, or an empty text."""
-        config, problem = self.setup.config, self.setup.problem
+        config, problem = self.setup.config, self.problem
         rules: list[Callable[[Sequence[Trial]], str]] = [Reached(problem, config.target)] if config.target else []
         rules += [] if config.min_gain is None else [SmallGain(problem, config.min_gain, config.seed)]
         return next((why for rule in rules if (why := rule(trials))), "")
@@ -274,11 +309,12 @@ class Phases:
     def _strategy(self, name: str, title: str, initial: Sequence[Arch]) -> Strategy:
         """The strategy of that name. One that trains a network begins with what it finds, not with ``initial``."""
         if name not in NETWORKS:
-            return make(name, self.setup.problem, self.setup.config.seed, initial)
+            return make(name, self.problem, self.setup.config.seed, initial)
         net = relaxed.network(self.setup, relaxed.recipe_of(name), None if "error" in self.supernet() else self.shared)
         stride = self.ledger.remember("stride", lambda: {
             "slices": relaxed.stride(self.seconds(title), self._evaluation(), self.setup.config.trials)})
-        return relaxed.strategy(self.setup, name, net, self.plan(), stride["slices"], self.storage, initial)
+        setup = replace(self.setup, problem=self.problem)
+        return relaxed.strategy(setup, name, net, self.plan(), stride["slices"], self.storage, initial)
 
     def plan(self) -> relaxed.Plan:
         """How a gradient strategy's time is divided."""
@@ -296,7 +332,7 @@ class Phases:
     def _narrate(self, watch: Watch, title: str) -> Callable[[Progress], None]:
         """Shows the size of the front and its hypervolume: the share of the box up to an error of 1 and up to the largest
         costs of the survey, the same for every search of the run."""
-        problem, limit = self.setup.problem, self.setup.config.trials
+        problem, limit = self.problem, self.setup.config.trials
         archive: Archive[None] = Archive(len(problem.objectives))
         largest = np.array([1.0 if o.name == "error" else max(m[o.name] for m in self.sampled.metrics) + 1e-9
                             for o in problem.objectives])
@@ -463,7 +499,8 @@ def judge(pairs: Sequence[Sequence[float]], config: Config, failed: str | None =
 
 def weights_to_bytes(net: nn.Module) -> bytes:
     """The state of a module in the safetensors format."""
-    return tensors_to_bytes({k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in net.state_dict().items()})
+    return tensors_to_bytes({k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+                             for k, v in net.state_dict().items()})
 
 
 def load_weights(net: nn.Module, blob: bytes) -> None:

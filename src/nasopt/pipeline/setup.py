@@ -26,7 +26,7 @@ from nasopt.estimators.images import Costs
 from nasopt.nets import choices
 from nasopt.nets.export import nchw
 from nasopt.nets.supernet import sandwich
-from nasopt.nets.train import Augment, Images
+from nasopt.nets.train import Augment, Images, device_of
 from nasopt.protocols import CostModel
 from nasopt.space import Arch
 from nasopt.strategies import catalogue
@@ -50,6 +50,7 @@ class Config:
         trust: Kendall's tau below which shared weights are not believed.
         min_gain: the search ends when the next tenth of its trials is expected to add less than this share (`SmallGain`).
         target: bounds; once a trained network meets all of them the run ends.
+        device: where networks are trained (`nasopt.nets.train.device_of`); costs are measured on the CPU.
     """
 
     data: str
@@ -64,6 +65,7 @@ class Config:
     trust: float = 0.4
     min_gain: float | None = None
     target: tuple[Constraint, ...] = ()
+    device: str = "cpu"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -98,8 +100,8 @@ class Setup:
 
     @property
     def example(self) -> Tensor:
-        """One normalised training image, (1, C, H, W)."""
-        return self.training.normalised(slice(0, 1)).contiguous()
+        """One normalised training image, (1, C, H, W), on the CPU."""
+        return self.training.normalised(slice(0, 1)).cpu().contiguous()
 
     @property
     def lessons(self) -> Images:
@@ -148,6 +150,9 @@ def check_config(config: Config) -> None:
     if "error" not in names:
         raise InputError("the objectives must include 'error': without it nothing would be learned; add it.")
     catalogue.check_name(config.strategy)
+    if device_of(config.device).type != "cpu" and config.strategy in catalogue.NETWORKS:
+        raise InputError(f"the strategy {config.strategy!r} runs on the CPU, not on {config.device!r}: choose another strategy "
+                         "or the device cpu.")
     if config.strategy in catalogue.STRATEGIES:
         catalogue.make(config.strategy, Problem(spaces.Product("", ()), config.objectives), 0)
 
@@ -198,7 +203,7 @@ def prepare(config: Config, dataset: Dataset, own: nn.Module | None = None, part
     parts = parts or split(dataset, config.seed)
     mean, std = normalisation(dataset, parts.train)
     x, y = nchw(torch.from_numpy(dataset.x), dataset.layout), torch.from_numpy(dataset.y)
-    images = Images.all(x, y, torch.from_numpy(mean), torch.from_numpy(std))
+    images = Images.all(x, y, torch.from_numpy(mean), torch.from_numpy(std)).to(device_of(config.device))
     torch.manual_seed(seeds.integer(config.seed, 0, "weights"))
     net = own if own is not None else SPACES[config.space](dataset.input_shape, len(dataset.classes))
     problem = Problem(choices.space_of(net), config.objectives, config.constraints)

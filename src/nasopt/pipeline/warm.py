@@ -60,8 +60,29 @@ POPULATION = 24
 """Of the evolutions."""
 
 
-def start(setup: Setup, seconds: float, epoch: float, timed: Callable[[Arch], float], watch: Callable[[float], None],
-          trials: int | None = None) -> list[Arch]:
+def affordable(rate: float, epoch: float) -> Constraint:
+    """That an epoch takes no more than so many seconds, as far as a table of layers tells.
+
+    Args:
+        rate: `rate_of` the same images.
+    """
+    return Constraint("step_ms", rate * epoch, "ms")
+
+
+def rate_of(setup: Setup) -> float:
+    """``step_ms`` of a network for every second that an epoch of it takes: those of a hand-designed one, which is timed."""
+    net = next(iter(final.designed(setup).values()))
+    step = step_table()(net, setup.example)["step_ms"]
+    return step / final.epoch_seconds(net, setup.lessons, train.Recipe(), setup.augment)
+
+
+def step_table() -> Layers:
+    """``step_ms``: what a training step of `ROWS` images takes, as a sum over layers."""
+    return Layers("step_ms", step_ms)
+
+
+def start(setup: Setup, seconds: float, epoch: float, rate: float, timed: Callable[[Arch], float],
+          watch: Callable[[float], None], trials: int | None = None) -> list[Arch]:
     """Architectures of much capacity: `LARGE` of those whose training is affordable, and `SMALL` of those that also cost less
     than each of the hand-designed networks (one that costs more than another in every respect is left out).
 
@@ -73,6 +94,7 @@ def start(setup: Setup, seconds: float, epoch: float, timed: Callable[[Arch], fl
     Args:
         seconds: how long to look.
         epoch: seconds that an epoch may take.
+        rate: see `affordable`.
         timed: the seconds that it takes, really: of the network of most capacity, to see how far the sums over layers are off.
         watch: called with the seconds used.
         trials: networks that each evolution may look at, at most.
@@ -82,11 +104,10 @@ def start(setup: Setup, seconds: float, epoch: float, timed: Callable[[Arch], fl
         return []
     models, baselines = rough_models(setup), list(final.designed(setup).values())
     bars = [{k: v for model in models for k, v in model(net.eval(), setup.example).items()} for net in baselines]
-    known = final.epoch_seconds(baselines[0], setup.lessons, train.Recipe(), setup.augment)
-    affordable = Constraint("step_ms", bars[0]["step_ms"] * epoch / known, "ms")
+    trainable = affordable(rate, epoch)
     below = [[Constraint(o.name, bar[o.name] * (1 - final.MARGIN * o.name.startswith("latency")), o.unit) for o in costs]
              for bar in bars if not any(other is not bar and all(other[o.name] <= bar[o.name] for o in costs) for other in bars)]
-    limits = (*(c for c in setup.problem.constraints if c.name != "error"), affordable)
+    limits = (*(c for c in setup.problem.constraints if c.name != "error"), trainable)
     problems = [Problem(setup.problem.space, CAPACITY, (*limits, *more)) for more in [[], *below]]
     measure, begun = Cached(Costs(setup.net, models, setup.example), setup.problem.space), time.perf_counter()
 
@@ -110,8 +131,8 @@ def start(setup: Setup, seconds: float, epoch: float, timed: Callable[[Arch], fl
                   if problem.violation(t.metrics) == 0]
         better.sort(key=lambda t: t.metrics["error"])
         if k == 0 and better:
-            off = max(1.0, timed(better[0].ask.arch) / epoch * affordable.upper / better[0].metrics["step_ms"])
-            better = [t for t in better if t.metrics["step_ms"] * off <= affordable.upper]
+            off = max(1.0, rate * timed(better[0].ask.arch) / better[0].metrics["step_ms"])
+            better = [t for t in better if t.metrics["step_ms"] * off <= trainable.upper]
         found += [t.ask.arch for t in _different(better, SMALL if k else LARGE) if t.ask.arch not in found]
     return found
 
@@ -132,10 +153,10 @@ def _distance(a: Arch, b: Arch) -> int:
 
 def rough_models(setup: Setup) -> list[CostModel]:
     """What the objectives and constraints need, with latencies as sums over layers; ``error``, as far as capacity tells;
-    and ``step_ms``, a training step of `ROWS` images."""
+    and ``step_ms``."""
     models = [Layers("latency_ms", forward_ms()) if isinstance(m, Latency) and m.runtime == "torch" else m
               for m in setup.cost_models()]
-    return [capacity, *models, Layers("step_ms", step_ms)]
+    return [capacity, *models, step_table()]
 
 
 def capacity(net: nn.Module, example: Tensor, /) -> Metrics:

@@ -1,6 +1,6 @@
 """A space of networks that train in seconds, in the regime of Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (arXiv
 2404.00498): a first layer of few channels, three or four stages of convolutions with early pooling, a scaled head. Every
-convolution is normalised and no path is dead, so that all members train well with one recipe.
+convolution that is trained is normalised and no path is dead, so that all members train well with one recipe.
 
 A stage begins with a convolution that changes the width (and the size, before anything is normalised) and goes on with blocks
 of one kind. `airbench94`, `resnet18` and `mobilenetv2` are the members that are nearest to networks designed by hand.
@@ -20,6 +20,7 @@ from nasopt.nets import choices, elastic
 from nasopt.nets.elastic import KernelSize, Size, Upstream, Width
 from nasopt.nets.ops import conv, conv_norm, linear, norm
 from nasopt.nets.options import Depth, OneOf
+from nasopt.nets.whitening import Whitening
 from nasopt.spaces.designed import Residual
 
 WIDTHS = (64, 256, 256, 256)
@@ -168,19 +169,19 @@ def _width(most: int) -> Width:
 
 def _starts(input_shape: tuple[int, int, int], width: Width, act: nn.Module) -> nn.Module:
     """First layer and entrance to the first stage. A first layer has 8 channels for each of the image's; that of ``patches`` is
-    the size of a whitening layer's (arXiv 2404.00498, §3.2), which may take its place."""
+    not trained but learned from the images (`Whitening`), so that nothing has to be normalised after it."""
     channels, by = input_shape[0], reduction(input_shape)
     few = 8 * channels
     layers: Mapping[str, nn.Module] = {
         "plain": nn.Conv2d(channels, few, 2 * by + 1, by, by, bias=False),
-        "patches": nn.Conv2d(channels, few, 2 * by, by, bias=False),
+        "patches": Whitening(channels, 2 * by, by, few // 2),
         "strided": nn.Conv2d(channels, few, 2 * by + 1, 2 * by, by, bias=False),
     }
     entries = {label: ["none"] if label == "strided" else list(ENTRIES) for label in layers}
 
     def start(label: str) -> nn.Module:
         options = {entry: ENTRIES[entry](few, width, act) for entry in entries[label]}
-        module = nn.Sequential(layers[label], nn.BatchNorm2d(few), act)
+        module = nn.Sequential(layers[label], *([] if label == "patches" else [nn.BatchNorm2d(few)]), act)
         module.add_module("enter", OneOf(options) if len(options) > 1 else next(iter(options.values())))
         return module
 
@@ -266,9 +267,8 @@ def member(net: Fast, start: str, parts: Sequence[Part], activation: str, pool: 
 
 
 def airbench94(net: Fast) -> dict[str, int]:
-    """Jordan's airbench94 (arXiv 2404.00498, §3.1): 2x2 patches, three stages of two 3x3 convolutions of 64, 256 and 256
-    channels, maximum pooling, GELU, logits divided by 9. Here the first layer is learned and normalised instead of whitening, and
-    every normalisation has a scale.
+    """Jordan's airbench94 (arXiv 2404.00498, §3.1): whitened 2x2 patches, three stages of two 3x3 convolutions of 64, 256 and 256
+    channels, maximum pooling, GELU, logits divided by 9. Here every normalisation has a scale, and the last layer a bias.
 
     Raises:
         InputError: images too small for three stages.

@@ -24,6 +24,7 @@ from nasopt.nets import choices
 from nasopt.nets.elastic import Width
 from nasopt.nets.options import Depth
 from nasopt.nets.plan import plan_of
+from nasopt.nets.whitening import Whitening
 from nasopt.space import Arch
 
 T = TypeVar("T")
@@ -145,7 +146,7 @@ def widened(net: nn.Module, factor: float, example: Tensor) -> nn.Module:
     first, last = _ends(net, example)
     memo: dict[int, Any] = {}
     for layer in net.modules():
-        if isinstance(layer, KINDS):
+        if isinstance(layer, KINDS) and not isinstance(layer, Whitening):
             memo[id(layer)] = _wider(layer, factor, layer is first, layer is last)
     wide = copy.deepcopy(net, memo)
     try:
@@ -171,12 +172,12 @@ KINDS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
 
 
 def _ends(net: nn.Module, example: Tensor) -> tuple[nn.Module, nn.Module]:
-    """The first and the last layer with a weight matrix that runs."""
+    """The first and the last layer with a weight matrix to train that runs."""
     ran: list[nn.Module] = []
     twin = frozen(net)
     names = {id(module): name for name, module in twin.named_modules()}
     hooks = [m.register_forward_hook(lambda module, inputs, out: ran.append(module)) for m in twin.modules()
-             if isinstance(m, nn.Conv2d | nn.Linear)]
+             if isinstance(m, nn.Conv2d | nn.Linear) and not isinstance(m, Whitening)]
     try:
         with torch.no_grad():
             twin(batch_of(example, 1))

@@ -180,7 +180,7 @@ def sample(images: Images, n: int) -> Batch:
 def curvature(search: DifferentiableSearch, images: int, generator: np.random.Generator, products: int = 10) -> Extremes:
     """Extreme eigenvalues of ∇²_α of the loss of so many validation images, in mean-zero coordinates, by Lanczos."""
     alphas = [a.detach().requires_grad_() for a in search.alphas]
-    w = [p.detach() for p in search.net.parameters()]
+    w = [p.detach() for p in search.trained().values()]
     gradient = torch.autograd.grad(_loss(search, sample(search.validation, images))(w, alphas), alphas, create_graph=True)
     flat = torch.cat([g.flatten() for g in gradient])
 
@@ -208,7 +208,7 @@ def watch(search: DifferentiableSearch, seed: int, number: int, closely: bool) -
 
 def _watch(search: DifferentiableSearch, seed: int, number: int, closely: bool) -> Watched:
     outer, inner = (_loss(search, sample(part, IMAGES)) for part in (search.validation, search.training))
-    w, a = ([t.detach().requires_grad_() for t in tensors] for tensors in (search.net.parameters(), search.alphas))
+    w, a = ([t.detach().requires_grad_() for t in tensors] for tensors in (search.trained().values(), search.alphas))
     used = _flat(search.method.hypergradient(outer, inner, w, a))
     with torch.enable_grad():
         slope = torch.autograd.grad(inner(w, a), w, create_graph=closely, materialize_grads=True)
@@ -226,7 +226,7 @@ def _watch(search: DifferentiableSearch, seed: int, number: int, closely: bool) 
 
 def _loss(search: DifferentiableSearch, batch: Batch) -> Loss:
     """Of one batch, with copies of the running statistics: the network's own stay as they are."""
-    names = [name for name, _ in search.net.named_parameters()]
+    names = search.trained()
     buffers = {name: b.clone() for name, b in search.net.named_buffers()}
     betas = [b.detach() for b in search.betas]
     return lambda w, a: search.loss(batch, [*a, *betas], {**buffers, **dict(zip(names, w, strict=True))})

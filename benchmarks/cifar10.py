@@ -1,0 +1,239 @@
+"""Shows: what `nasopt search` finds on CIFAR-10 in a given time, beside a hand-designed network, random search and DARTS.
+
+    python benchmarks/cifar10.py --data cifar-10-batches-bin [--device cuda] [--minutes 75] [--target "error<=6%"] [--seeds 3]
+
+Every seed is one run of `nasopt.search` in the space ``fast`` with a budget for search and training and a target for the
+validation part, which ends the run. Beside it, with the same budget, parts and recipe: random search with the same target, and
+the hand-designed network that is nearest to airbench94, trained once for all of the time (but no more epochs than any network).
+The test part is used once for every network that is delivered, on its exported file. DARTS of first order, in fp32 and plain
+memory order, is timed for some steps; its search of 50 epochs of half of the images by 64 is extrapolated from their median.
+
+Every single run is kept in a folder (``--keep``): what is there is read, what was interrupted goes on, ``--only`` says what is
+run now, and the record holds all that is there. ``--images N`` takes so many training images and a fifth as many test images.
+The record's name is ``results/cifar10-cpu.json`` or ``results/cifar10-cuda.json``. Leave the machine idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import write
+from differentiable_speed import BASELINE, VARIANTS, left_out, start
+
+import nasopt
+from nasopt import goals
+from nasopt.errors import InputError
+from nasopt.nets import choices
+from nasopt.nets.train import Recipe, device_of
+from nasopt.pipeline import final
+from nasopt.pipeline.kept import Kept
+from nasopt.pipeline.setup import Config, prepare
+from nasopt.run.storage import Sqlite
+from nasopt.spaces.fast import airbench94
+from nasopt.strategies.gradient import PUBLISHED
+from nasopt.tasks.data import Dataset, load
+
+SEARCHES = {"nasopt": "hybrid", "random": "random"}
+TITLES = {"nasopt": "nasopt search", "random": "random search", "designed": "airbench94, designed by hand"}
+PARTS = (*TITLES, "darts")
+SEARCHING = ("supernet", "trust", "warm start", "search")
+FIELDS = ("search_seconds", "training_seconds", "total_seconds", "epochs", "validation_accuracy", "test_accuracy", "target_met",
+          "parameters", "multiply_accumulates", "latency_ms", "peak_memory_mb", "candidates", "refused")
+"""Of one run; ``peak_memory_mb`` is that of one forward pass of one image, weights included."""
+
+
+def some(data: Dataset, n: int | None) -> Dataset:
+    """The first n training images and a fifth as many test images."""
+    if n is None:
+        return data
+    index = np.concatenate([data.given["train"][:n], data.given["test"][:n // 5]])
+    count = min(n, len(data.given["train"]))
+    given = {"train": np.arange(count), "test": np.arange(count, len(index))}
+    return replace(data, x=data.x[index], y=data.y[index], given=given, notes=())
+
+
+# ----------------------------------------------------------------------------------------------------------------- the runs
+def searched(strategy: str, data: Dataset, config: Config, folder: Path) -> dict[str, Any]:
+    """The summary of one run of `nasopt search`: of the network that met the target, or came nearest."""
+    if (folder / "study.db").exists():
+        results = nasopt.resume(folder, data=data).results
+    else:
+        results = nasopt.search(data, space=config.space, budget=config.seconds, target=config.target, strategy=strategy,
+                                seed=config.seed, device=config.device, out=folder).results
+    phases, trials = results["provenance"]["phases"], results["search"]["trials"]
+    nets = {r["id"]: r for r in (*results["front"], *results["dominated"])}
+    best = nets.get(results["target"]["network"])
+    if best is None:
+        raise InputError(f"{folder} delivered no network: {results['target']['sentence']} Give more minutes.")
+    return {**network(best), "search_seconds": sum(phases[p] for p in SEARCHING), "training_seconds": phases["final training"],
+            "total_seconds": results["provenance"]["total_seconds"], "target_met": results["target"]["met"],
+            "candidates": sum("error" in t["metrics"] for t in trials),
+            "refused": sum("error" not in t["metrics"] and t["error"] is None for t in trials),
+            "trainings": [[r["id"], r["epochs"], r["training_seconds"], r["metrics"]["error"]] for r in nets.values()]}
+
+
+def designed(data: Dataset, config: Config, folder: Path) -> dict[str, Any]:
+    """The summary of the hand-designed network, trained for all of the time."""
+    began = time.perf_counter()
+    setup = prepare(config, data)
+    net = choices.extract(setup.net, airbench94(setup.net))
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = folder / "plan.json"
+    if not plan.exists():
+        epoch = final.epoch_seconds(choices.extract(setup.net, airbench94(setup.net)), setup.lessons, Recipe(), setup.augment)
+        left = config.seconds - final.EXPORT_SECONDS - (time.perf_counter() - began)
+        keep(plan, {"epochs": float(np.clip(left / epoch, 0.5, final.MAX_EPOCHS))})
+    (folder / "models" / "airbench94").mkdir(parents=True, exist_ok=True)
+    delivery, place = final.Delivery(setup, Recipe()), folder / "models" / "airbench94"
+    with closing(Sqlite(folder / "study.db")) as storage:
+        kept = Kept(storage, "checkpoint")
+        record = delivery(net, 0, json.loads(plan.read_text())["epochs"], place, lambda done, total: None, kept)
+    record["metrics"] |= delivery.latencies([net], [place])[0]
+    met = all(c.met(record["metrics"]) for c in config.target)
+    return {**network(record), "search_seconds": 0.0, "training_seconds": record["training_seconds"], "target_met": met,
+            "total_seconds": record["training_seconds"], "candidates": None, "refused": None}
+
+
+def network(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of a delivered network."""
+    metrics = record["metrics"]
+    return {"epochs": record["epochs"], "validation_accuracy": 100 * (1 - metrics["error"]),
+            "test_accuracy": 100 * (1 - metrics["test_error"]), "parameters": metrics["params"],
+            "multiply_accumulates": metrics["flops"], "latency_ms": metrics["latency_ms"], "peak_memory_mb": metrics["memory_mb"]}
+
+
+def darts(steps: int, channels: int, device: torch.device) -> dict[str, Any]:
+    """The seconds of a step of DARTS and of its whole search, which nobody waited for."""
+    variant = VARIANTS[BASELINE]
+    with left_out(variant.without):
+        search, seconds = start(variant, channels, 8, 64, steps + 1, device), list[float]()
+        for _ in range(steps + 1):
+            began = time.perf_counter()
+            search.run(1)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - began)
+    return {"channels": channels, "step_seconds": seconds[1:],
+            "extrapolated_search_seconds": PUBLISHED * float(np.median(seconds[1:]))}
+
+
+# -------------------------------------------------------------------------------------------------------------- the record
+def keep(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON file whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value))
+    part.replace(path)
+
+
+def once(path: Path, compute: Callable[[], dict[str, Any]]) -> None:
+    """Leaves a result in a file, if it is not there."""
+    if not path.exists():
+        print(f"{path.stem}: {json.dumps(found := compute())}", flush=True)
+        keep(path, found)
+
+
+def gathered(folder: Path) -> dict[str, dict[str, list[Any]]]:
+    """All runs that are there: part -> field -> one value a seed."""
+    found = dict[str, dict[str, list[Any]]]()
+    for part in TITLES:
+        files = sorted(folder.glob(f"{part}-*.json"), key=lambda path: int(path.stem.rsplit("-", 1)[1]))
+        runs = [{"seed": int(path.stem.rsplit("-", 1)[1]), **json.loads(path.read_text())} for path in files]
+        if runs:
+            found[part] = {name: [run[name] for run in runs] for name in ("seed", *FIELDS)}
+    return found
+
+
+def tables(methods: Mapping[str, Mapping[str, Sequence[Any]]], baseline: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """One row a run, and what DARTS would take."""
+    rows = [[TITLES[part], *(runs[name][k] for name in ("seed", *FIELDS))]
+            for part, runs in methods.items() for k in range(len(runs["seed"]))]
+    made = [{"caption": "Runs. Accuracies in %, of a network's only look at the test part; memory of one forward pass, weights "
+                        "included; candidates that were trained briefly, and that were refused before", "rows": rows,
+             "columns": ["method", "seed", *(name.replace("_", " ") for name in FIELDS)]}]
+    if baseline is not None:
+        step = float(np.median(baseline["step_seconds"]))
+        ours = methods.get("nasopt", {}).get("search_seconds")
+        count = len(baseline["step_seconds"])
+        made.append({"caption": f"Time of a search. DARTS: extrapolated from the median of {count} steps to {PUBLISHED} "
+                                f"(50 epochs of 25,000 images by 64); {baseline['channels']} channels, 8 cells",
+                     "columns": ["search", "seconds a step", "seconds", "measured"],
+                     "rows": [["DARTS, first order, fp32", step, baseline["extrapolated_search_seconds"], "extrapolated"],
+                              *([["nasopt, median over seeds", None, float(np.median(ours)), "yes"]] if ours else [])]})
+    return made
+
+
+def summary(methods: Mapping[str, Mapping[str, Sequence[Any]]]) -> str:
+    """Means of the test accuracy."""
+    parts = []
+    for part, runs in methods.items():
+        accuracy = np.array(runs["test_accuracy"])
+        spread = f", standard deviation {accuracy.std(ddof=1):.2f}" if len(accuracy) > 1 else ""
+        parts.append(f"{TITLES[part]}: mean test accuracy {accuracy.mean():.2f} %{spread}, n = {len(accuracy)}")
+    return "; ".join(parts)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Runs what is asked for and is not there, and writes the record of all that is there."""
+    device, folder = device_of(given.device), given.keep
+    chip = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    target = (goals.parse_constraint(given.target, "target"),)
+    settings = {"minutes": given.minutes, "target": str(target[0]), "images": given.images, "device": chip}
+    folder.mkdir(parents=True, exist_ok=True)
+    about = folder / "settings.json"
+    if about.exists() and json.loads(about.read_text()) != settings:
+        raise InputError(f"{folder} holds runs with other settings, {about.read_text()}: give another folder with --keep.")
+    keep(about, settings)
+    data = None if given.only == ["darts"] else some(load(given.data), given.images)
+    for seed in range(given.seeds):
+        config = Config("CIFAR-10", "fast", seconds=60 * given.minutes, seed=seed, target=target, device=given.device)
+        for part in TITLES if data is not None else ():
+            if part in given.only:
+                place = folder / f"{part}-{seed}"
+                once(folder / f"{part}-{seed}.json", lambda part=part, place=place, config=config: designed(data, config, place)
+                     if part == "designed" else searched(SEARCHES[part], data, config, place))
+    if "darts" in given.only:
+        once(folder / "darts.json", lambda: darts(given.darts_steps, given.darts_channels, device))
+    methods = gathered(folder)
+    baseline = json.loads((folder / "darts.json").read_text()) if (folder / "darts.json").exists() else None
+    images = "all images" if given.images is None else f"only {given.images} training images, a trial"
+    path = write(f"cifar10-{device.type}", {
+        "title": f"CIFAR-10 in {given.minutes:g} minutes for search and training, {chip}",
+        "text": f"{summary(methods)}. Target: {target[0]} of the validation part; {images}. The hand-designed network has all "
+                "of the time for one training. Networks learn from the training part without the validation part.",
+        "device": chip, **methods.get("nasopt", {}), "methods": methods, "darts": baseline,
+        "tables": tables(methods, baseline)}, sorted({seed for runs in methods.values() for seed in runs["seed"]}))
+    print(summary(methods))
+    print(path)
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar-10-batches-bin")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--minutes", type=float, default=75.0)
+    parser.add_argument("--target", default="error<=6%")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
+    parser.add_argument("--keep", type=Path, default=Path("runs/cifar10"))
+    parser.add_argument("--images", type=int)
+    parser.add_argument("--darts-steps", type=int, default=10)
+    parser.add_argument("--darts-channels", type=int, default=16)
+    try:
+        run(parser.parse_args())
+    except InputError as problem:
+        sys.exit(f"error: {problem}")
+
+
+if __name__ == "__main__":
+    main()
