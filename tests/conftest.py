@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -24,3 +26,16 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(bayes, name, value)
     monkeypatch.setattr(forest, "TREES", 4)
     monkeypatch.setattr(gp, "ITERATIONS", 1)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 8x8 images: bright at the top, in the middle, at the bottom."""
+    rng = np.random.default_rng(0)
+    y = np.arange(180) % 3
+    x = rng.integers(0, 120, (180, 8, 8))
+    for k, label in enumerate(y):
+        x[k, 3 * label:3 * label + 2] += 100
+    path = tmp_path_factory.mktemp("data") / "bars.npz"
+    np.savez(path, x=x.astype(np.uint8), y=y)
+    return path

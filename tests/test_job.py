@@ -22,19 +22,6 @@ from nasopt.run.storage import Sqlite
 from nasopt.trial import Constraint, Objective
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of 8x8 images: bright at the top, in the middle, at the bottom."""
-    rng = np.random.default_rng(0)
-    y = np.arange(180) % 3
-    x = rng.integers(0, 120, (180, 8, 8))
-    for k, label in enumerate(y):
-        x[k, 3 * label:3 * label + 2] += 100
-    path = tmp_path_factory.mktemp("data") / "bars.npz"
-    np.savez(path, x=x.astype(np.uint8), y=y)
-    return path
-
-
 class Own(nn.Module):
     """A user's network."""
 

@@ -115,19 +115,6 @@ def test_the_verdict() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------- a run
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of 8x8 images: bright at the top, in the middle, at the bottom."""
-    rng = np.random.default_rng(0)
-    y = np.arange(180) % 3
-    x = rng.integers(0, 120, (180, 8, 8))
-    for k, label in enumerate(y):
-        x[k, 3 * label:3 * label + 2] += 100
-    path = tmp_path_factory.mktemp("data") / "bars.npz"
-    np.savez(path, x=x.astype(np.uint8), y=y)
-    return path
-
-
 def run_with(data: Path, out: Path, *bounds: str, **options: Any) -> job.Run:
     return nasopt.search(data, net=own(), budget=16.0, trials=6, networks=2, log=lambda line: None, out=out, target=bounds,
                          **options)

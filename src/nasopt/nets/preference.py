@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from nasopt import seed as seeds
 from nasopt.errors import InputError
 from nasopt.nets import mgda, relaxed
+from nasopt.nets.checkpoint import load_optimisers, optimiser_tensors
 from nasopt.nets.differentiable import Batch, Cost, DifferentiableSearch, Method
 from nasopt.nets.train import Augment, Images
 from nasopt.space import key
@@ -263,8 +264,7 @@ class PreferenceSearch:
     def state(self) -> dict[str, Tensor]:
         """Everything that the next steps depend on, as named tensors: contiguous copies."""
         found = {f"hyper {k}": v.detach().clone() for k, v in self.hyper.state_dict().items()}
-        for place, kept in self._adam.state_dict()["state"].items():
-            found.update({f"adam {place} {k}": torch.as_tensor(v).clone() for k, v in kept.items()})
+        found.update({f"adam {k}": v.clone() for k, v in optimiser_tensors([self._adam]).items()})
         found.update({f"effects {k}": f.clone() for k, f in enumerate(self.effects)})
         return {**self.inner.state(), **found, "seen": torch.tensor(self.seen)}
 
@@ -277,12 +277,7 @@ class PreferenceSearch:
         self.inner.load(state)
         try:
             self.hyper.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("hyper ")})
-            kept: dict[int, dict[str, Tensor]] = {}
-            for name, value in state.items():
-                if name.startswith("adam "):
-                    _, place, what = name.split(" ", 2)
-                    kept.setdefault(int(place), {})[what] = value.clone()
-            self._adam.load_state_dict({**self._adam.state_dict(), "state": kept})
+            load_optimisers([self._adam], {k[5:]: v for k, v in state.items() if k.startswith("adam ")})
             self.effects = [state[f"effects {k}"].clone() for k in range(len(self.effects))]
             self.seen = int(state["seen"])
         except (KeyError, RuntimeError, ValueError) as problem:
