@@ -5,8 +5,9 @@
 Every seed is one run of `nasopt.search` in the space ``fast`` with a budget for search and training and a target for the
 validation part, which ends the run. Beside it, with the same budget, parts and recipe: random search with the same target, and
 the hand-designed network that is nearest to airbench94, trained once for all of the time (but no more epochs than any network).
-The test part is used once for every network that is delivered, on its exported file. DARTS of first order, in fp32 and plain
-memory order, is timed for some steps; its search of 50 epochs of half of the images by 64 is extrapolated from their median.
+The test part is used once for every network that is delivered, on its exported file. All networks answer
+with the mean for an image and its mirror image. DARTS of first order, in fp32 and plain memory order, is timed for some steps;
+its search of 50 epochs of half of the images by 64 is extrapolated from their median.
 
 Every single run is kept in a folder (``--keep``): what is there is read, what was interrupted goes on, ``--only`` says what is
 run now, and the record holds all that is there. ``--images N`` takes so many training images and a fifth as many test images.
@@ -69,7 +70,7 @@ def searched(strategy: str, data: Dataset, config: Config, folder: Path) -> dict
         results = nasopt.resume(folder, data=data).results
     else:
         results = nasopt.search(data, space=config.space, budget=config.seconds, target=config.target, strategy=strategy,
-                                seed=config.seed, device=config.device, out=folder).results
+                                seed=config.seed, device=config.device, mirror=config.mirror, out=folder).results
     phases, trials = results["provenance"]["phases"], results["search"]["trials"]
     nets = {r["id"]: r for r in (*results["front"], *results["dominated"])}
     best = nets.get(results["target"]["network"])
@@ -195,7 +196,8 @@ def run(given: argparse.Namespace) -> None:
     keep(about, settings)
     data = None if given.only == ["darts"] else some(load(given.data), given.images)
     for seed in range(given.seeds):
-        config = Config("CIFAR-10", "fast", seconds=60 * given.minutes, seed=seed, target=target, device=given.device)
+        config = Config("CIFAR-10", "fast", seconds=60 * given.minutes, seed=seed, target=target, device=given.device,
+                        mirror=True)
         for part in TITLES if data is not None else ():
             if part in given.only:
                 place = folder / f"{part}-{seed}"

@@ -14,11 +14,14 @@ import torch
 
 from nasopt import space
 from nasopt.errors import InputError
-from nasopt.nets import choices
+from nasopt.estimators.images import Costs
+from nasopt.nets import choices, train
+from nasopt.nets.export import torch_logits
 from nasopt.pipeline import final, phases, warm
 from nasopt.pipeline.folder import Folder
+from nasopt.pipeline.kept import Kept
 from nasopt.pipeline.progress import Display, Watch
-from nasopt.pipeline.setup import Config, Setup, prepare
+from nasopt.pipeline.setup import Config, Setup, prepare, survey
 from nasopt.run.storage import Memory
 from nasopt.tasks.data import Dataset
 from nasopt.trial import Ask, Constraint, Objective, Trial
@@ -35,6 +38,12 @@ def prepared(aims: tuple[Objective, ...], bars: tuple[Constraint, ...] = (), **m
     x = np.random.default_rng(0).integers(0, 255, (60, 8, 8)).astype(np.uint8)
     data = Dataset(x, np.arange(60) % 3, ("a", "b", "c"), "NHW", "noise", {})
     return prepare(Config("noise", objectives=aims, constraints=bars, **more), data)
+
+
+def coloured(**more: Any) -> Setup:
+    x = np.random.default_rng(0).integers(0, 255, (60, 16, 16, 3)).astype(np.uint8)
+    data = Dataset(x, np.arange(60) % 3, ("a", "b", "c"), "NHWC", "noise", {})
+    return prepare(Config("noise", objectives=(Objective("error"), Objective("flops")), **more), data)
 
 
 def start(setup: Setup, timed: float = 0.0, epoch: float = 100.0, trials: int = 30) -> list[space.Arch]:
@@ -232,3 +241,27 @@ def test_a_final_training_that_was_interrupted_goes_on_from_its_checkpoint(setup
     assert len(steps) == 1.5 * epoch
     assert all(torch.equal(whole[name], again[name]) for name in ("small-resnet", "small-mobilenetv2-like"))
     assert storage.get("checkpoint small-resnet") == b""
+
+
+# ---------------------------------------------------------------------------------------------------------- mirrored networks
+def test_mirrored_networks_are_delivered_and_their_costs_searched_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(final, "has_onnx", lambda: False)
+    folder = tmp_path / "models" / "net"
+    folder.mkdir(parents=True)
+    plain, mirrored = coloured(), coloured(mirror=True, target=(Constraint("error", 0.1),))
+    arch = space.sample(mirrored.problem.space, np.random.default_rng(0))
+    once, twice = [Costs(s.net, s.of_delivered(s.cost_models()), s.example)(Ask(0, arch))["flops"] for s in (plain, mirrored)]
+    assert twice == 2 * once
+    assert survey(mirrored, 2).metrics[0]["flops"] == 2 * survey(plain, 2).metrics[0]["flops"]
+    net, kept = choices.extract(mirrored.net, arch), Kept(Memory(), "checkpoint")
+    found = final.Delivery(mirrored, train.Recipe())(net, 0, 0.5, folder, lambda done, total: None, kept)
+    assert found["metrics"]["flops"] == twice
+    assert found["metrics"]["error"] == train.error(train.Mirrored(net), mirrored.validation)
+    x = mirrored.dataset.x[:4]
+    np.testing.assert_allclose(torch_logits(folder / "model.pt2", x), torch_logits(folder / "model.pt2", x[:, :, ::-1].copy()),
+                               rtol=1e-4, atol=1e-5)
+
+
+def test_images_that_are_not_mirrored_in_training_are_refused() -> None:
+    with pytest.raises(InputError, match=r"not mirrored in training, .* leave out --mirror"):
+        prepared(AIMS, mirror=True)

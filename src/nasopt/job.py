@@ -80,7 +80,7 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
            objectives: str | Sequence[Objective] = "error,latency,memory", constraints: Sequence[str | Constraint] = (),
            budget: float | str = 200.0, trials: int | None = None, strategy: str = "hybrid", networks: int = 10,
            min_gain: float | str | None = None, target: str | Constraint | Sequence[str | Constraint] = (),
-           device: str = "cpu", out: str | Path = "runs/study", seed: int = 0,
+           device: str = "cpu", mirror: bool = False, out: str | Path = "runs/study", seed: int = 0,
            log: Callable[[str], None] = print, progress: bool = False) -> Run:
     """Searches, trains the front, measures and exports every network, and writes the report.
 
@@ -99,6 +99,8 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
             random search and no hand-designed networks beside.
         device: where networks are trained, ``cpu``, ``cuda`` or ``cuda:1``, ...; gradient strategies only on the CPU. Latencies
             and the other costs are those of the CPU.
+        mirror: deliver networks that answer with the mean for an image and for its mirror image, for images that are mirrored in
+            training: less error at twice the latency.
         out: the run folder; it must not exist yet.
         log: takes one line of text at a time.
         progress: draw progress bars.
@@ -118,7 +120,7 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
     wanted = [target] if isinstance(target, str | Constraint) else target
     ends = tuple(goals.parse_constraint(c, "target") if isinstance(c, str) else c for c in wanted)
     config = Config(source, "own" if net is not None else space, aims, bars, seconds, trials, strategy, seed, networks,
-                    min_gain=least, target=ends, device=device)
+                    min_gain=least, target=ends, device=device, mirror=mirror)
     check_config(config)
     folder.refuse_existing()
     setup = prepare(config, data if isinstance(data, Dataset) else load(data), net)
@@ -362,6 +364,7 @@ def command(config: Config, out: Path) -> str:
     words += [w for c in config.constraints for w in ("--constraint", f"{c.name}<={c.upper:g}{c.unit}")]
     words += [w for c in config.target for w in ("--target", f"{c.name}<={c.upper:g}{c.unit}")]
     words += [] if config.device == "cpu" else ["--device", config.device]
+    words += ["--mirror"] if config.mirror else []
     words += [] if config.min_gain is None else ["--min-gain", f"{config.min_gain:g}"]
     return shlex.join(words + (["--trials", f"{config.trials}"] if config.trials else []))
 

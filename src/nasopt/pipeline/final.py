@@ -166,6 +166,7 @@ class Delivery:
         recipe = replace(self.recipe, epochs=epochs)
         fitted = train.fit(net, setup.lessons, recipe, setup.augment, setup.config.seed, number, watch,
                            resume=kept.recall(), keep=kept.keep)
+        net = setup.delivered(net).eval()
         metrics = {"error": train.error(net, setup.validation)} if setup.config.target else dict[str, float]()
         net.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for model in (Count(), Memory()):
@@ -204,7 +205,7 @@ class Delivery:
             nets: of the delivered architectures; their weights do not matter.
             folders: where their files are.
         """
-        found = Latency().compare([net.eval() for net in nets], self.setup.example)
+        found = Latency().compare([self.setup.delivered(net).eval() for net in nets], self.setup.example)
         files = [folder / "model.onnx" for folder in folders]
         if not all(file.exists() for file in files):
             return found

@@ -271,10 +271,10 @@ class Phases:
     # ------------------------------------------------------------------------------------------------------------- search
     def estimator(self) -> Estimator:
         """Costs first, then the error, by shared weights if they are to be trusted; what is too dear is not trained."""
-        setup = self.setup
+        setup, models = self.setup, self.setup.of_delivered(self.setup.cost_models())
         if not self.trust()["fallback"]:
-            return Staged(self.problem, [Costs(setup.net, setup.cost_models(), setup.example), self.one_shot()])
-        costs = Costs(setup.net, [self.steps, *setup.cost_models()], setup.example)
+            return Staged(self.problem, [Costs(setup.net, models, setup.example), self.one_shot()])
+        costs = Costs(setup.net, [self.steps, *models], setup.example)
         return Staged(self.problem, [costs, Known(self.known(), self.alone())])
 
     def search(self, name: str, storage: Storage, title: str = "search", initial: Sequence[Arch] = ()) -> Study:
@@ -395,13 +395,13 @@ class Phases:
     def _timed_together(self, trials: Sequence[Trial], nets: Sequence[nn.Module]) -> tuple[list[Trial], list[Metrics]]:
         """The trials and the costs of the networks; latencies in PyTorch were timed by turns just now, so that they can be
         compared (in ONNX Runtime each would take seconds to export)."""
-        setup = self.setup
+        setup, nets = self.setup, [self.setup.delivered(net) for net in nets]
         models = setup.cost_models()
         clocks = [m for m in models if isinstance(m, Latency) and m.runtime == "torch"]
         alone = [m for m in models if m not in clocks]
         costs: list[Metrics] = [{k: v for m in alone for k, v in m(net.eval(), setup.example).items()} for net in nets]
         for clock in clocks:
-            found = [choices.extract(setup.net, t.ask.arch) for t in trials]
+            found = [setup.delivered(choices.extract(setup.net, t.ask.arch)) for t in trials]
             times = clock.compare([*found, *nets], setup.example)
             trials = [replace(t, metrics={**t.metrics, **m}) for t, m in zip(trials, times, strict=False)]
             costs = [{**c, **m} for c, m in zip(costs, times[len(trials):], strict=True)]

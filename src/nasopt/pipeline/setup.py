@@ -26,7 +26,7 @@ from nasopt.estimators.images import Costs
 from nasopt.nets import choices
 from nasopt.nets.export import nchw
 from nasopt.nets.supernet import sandwich
-from nasopt.nets.train import Augment, Images, device_of
+from nasopt.nets.train import Augment, Images, Mirrored, device_of
 from nasopt.protocols import CostModel
 from nasopt.space import Arch
 from nasopt.strategies import catalogue
@@ -51,6 +51,7 @@ class Config:
         min_gain: the search ends when the next tenth of its trials is expected to add less than this share (`SmallGain`).
         target: bounds; once a trained network meets all of them the run ends.
         device: where networks are trained (`nasopt.nets.train.device_of`); costs are measured on the CPU.
+        mirror: networks are delivered as `nasopt.nets.train.Mirrored`, and all costs but those of training are theirs.
     """
 
     data: str
@@ -66,6 +67,7 @@ class Config:
     min_gain: float | None = None
     target: tuple[Constraint, ...] = ()
     device: str = "cpu"
+    mirror: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -113,6 +115,23 @@ class Setup:
         """The cost models that the objectives, the constraints and the target need, cheapest first."""
         needed = {o.name for o in self.problem.objectives} | {c.name for c in (*self.problem.constraints, *self.config.target)}
         return [make() for keys, make in COSTS if keys & needed]
+
+    def delivered(self, net: nn.Module) -> nn.Module:
+        """A network as it is exported and measured."""
+        return Mirrored(net) if self.config.mirror else net
+
+    def of_delivered(self, models: Sequence[CostModel]) -> list[CostModel]:
+        """Cost models that see a network as it is delivered."""
+        return [_Delivered(self, model) for model in models] if self.config.mirror else list(models)
+
+
+@dataclass(frozen=True)
+class _Delivered:
+    setup: Setup
+    model: CostModel
+
+    def __call__(self, net: nn.Module, example: Tensor, /) -> Metrics:
+        return self.model(self.setup.delivered(net).eval(), example)
 
 
 COSTS: tuple[tuple[frozenset[str], Callable[[], CostModel]], ...] = (
@@ -212,6 +231,9 @@ def prepare(config: Config, dataset: Dataset, own: nn.Module | None = None, part
                   images.part(torch.from_numpy(np.sort(validation))),
                   images.part(torch.from_numpy(np.concatenate([parts.train, parts.val]))),
                   Augment.for_images(dataset.input_shape))
+    if config.mirror and not setup.augment.flip:
+        raise InputError(f"images of shape {dataset.input_shape} are not mirrored in training, so that a network cannot answer "
+                         "for a mirror image: leave out --mirror (mirror=True).")
     _check_output(setup)
     return setup
 
@@ -273,7 +295,7 @@ def survey(setup: Setup, n: int = 40) -> Sampled:
         InputError: none is feasible: the sentence names the constraint that is missed by most, and by how much.
     """
     space, seed, started = setup.problem.space, setup.config.seed, time.perf_counter()
-    measure = Costs(setup.net, setup.cost_models(), setup.example)
+    measure = Costs(setup.net, setup.of_delivered(setup.cost_models()), setup.example)
     sampled = Sampled([], [], [])
     names: set[str] = set()
     for k in range(n):

@@ -156,7 +156,7 @@ def rough_models(setup: Setup) -> list[CostModel]:
     and ``step_ms``."""
     models = [Layers("latency_ms", forward_ms()) if isinstance(m, Latency) and m.runtime == "torch" else m
               for m in setup.cost_models()]
-    return [capacity, *models, step_table()]
+    return [capacity, *setup.of_delivered(models), step_table()]
 
 
 def capacity(net: nn.Module, example: Tensor, /) -> Metrics:
