@@ -211,7 +211,7 @@ def run(given: argparse.Namespace) -> None:
     path = write(f"cifar10-{device.type}", {
         "title": f"CIFAR-10 in {given.minutes:g} minutes for search and training, {chip}",
         "text": f"{summary(methods)}. Target: {target[0]} of the validation part; {images}. The hand-designed network has all "
-                "of the time for one training. Networks learn from the training part without the validation part.",
+                "of the time for one training. Networks learn from the training part without the 5,000 images that judge.",
         "device": chip, **methods.get("nasopt", {}), "methods": methods, "darts": baseline,
         "tables": tables(methods, baseline)}, sorted({seed for runs in methods.values() for seed in runs["seed"]}))
     print(summary(methods))

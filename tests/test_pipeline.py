@@ -18,6 +18,7 @@ from nasopt.estimators.images import Costs
 from nasopt.nets import choices, train
 from nasopt.nets.export import torch_logits
 from nasopt.pipeline import final, phases, warm
+from nasopt.pipeline import setup as parts
 from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.kept import Kept
 from nasopt.pipeline.progress import Display, Watch
@@ -241,6 +242,15 @@ def test_a_final_training_that_was_interrupted_goes_on_from_its_checkpoint(setup
     assert len(steps) == 1.5 * epoch
     assert all(torch.equal(whole[name], again[name]) for name in ("small-resnet", "small-mobilenetv2-like"))
     assert storage.get("checkpoint small-resnet") == b""
+
+
+def test_with_a_target_final_networks_learn_from_all_images_that_do_not_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "VALIDATION", 4)
+    plain, aimed = coloured(), coloured(target=(Constraint("error", 0.1),))
+    rest, judges = set(aimed.rest.index.tolist()), set(aimed.validation.index.tolist())
+    assert len(judges) == 4 < len(aimed.split.val)
+    assert set(aimed.lessons.index.tolist()) == rest - judges
+    assert set(plain.lessons.index.tolist()) == rest
 
 
 # ---------------------------------------------------------------------------------------------------------- mirrored networks

@@ -158,7 +158,7 @@ class Delivery:
         folder. The training goes on from the last checkpoint of ``kept``, and leaves others there.
 
         The network learns from the training and the validation part, so that there is no validation error any more; with a
-        target from the training part alone, and ``error`` is the validation error.
+        target from the images that do not judge, and ``error`` is the validation error.
         ``test_error`` is counted on the exported ONNX file (or the ``torch.export`` file if ONNX is not installed), on the
         images exactly as the user has them. Its interval is Wilson's, 95 %.
         """

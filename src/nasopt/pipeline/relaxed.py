@@ -30,6 +30,9 @@ SHARE = 0.5
 WATCHING = 0.1
 """Of that, what is for watching it: so little that it is always watched, if only once in 20 slices as closely as can be."""
 
+ONCE = 3 * SLICES // 4
+"""The slice after which a search is looked at if time allows for one look: a busy machine may not reach the last one."""
+
 PULL = 0.01
 """How strongly the best trials of all members draw the α of a hybrid."""
 
@@ -107,9 +110,9 @@ def _trial(search: DifferentiableSearch, seconds: float) -> tuple[int, float]:
 
 
 def every(look: float, seconds: float) -> int:
-    """The least divisor of `SLICES` at which so many looks fit into the time; `SLICES`, one look, if none does."""
-    divisors = [k for k in range(1, SLICES + 1) if SLICES % k == 0]
-    return next((k for k in divisors if SLICES // k * look <= seconds), SLICES)
+    """The least divisor of `SLICES` at which so many looks fit into the time, two at least; else `ONCE`."""
+    divisors = [k for k in range(1, SLICES) if SLICES % k == 0]
+    return next((k for k in divisors if SLICES // k * look <= seconds), ONCE)
 
 
 def strategy(setup: Setup, name: str, net: nn.Module, plan: Plan, stride: int, blobs: Blobs,

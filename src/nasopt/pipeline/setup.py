@@ -88,6 +88,7 @@ class Setup:
     Attributes:
         net: the network with choices, never trained: what is trained starts from a copy.
         rest: training and validation parts together.
+        lessons: what the final networks are trained on: ``rest``; with a target without the images that judge, ``validation``.
     """
 
     config: Config
@@ -98,18 +99,13 @@ class Setup:
     training: Images
     validation: Images
     rest: Images
+    lessons: Images
     augment: Augment
 
     @property
     def example(self) -> Tensor:
         """One normalised training image, (1, C, H, W), on the CPU."""
         return self.training.normalised(slice(0, 1)).cpu().contiguous()
-
-    @property
-    def lessons(self) -> Images:
-        """What the final networks are trained on: ``rest``, but with a target the training part alone, as the validation part
-        judges."""
-        return self.training if self.config.target else self.rest
 
     def cost_models(self) -> list[CostModel]:
         """The cost models that the objectives, the constraints and the target need, cheapest first."""
@@ -227,9 +223,11 @@ def prepare(config: Config, dataset: Dataset, own: nn.Module | None = None, part
     net = own if own is not None else SPACES[config.space](dataset.input_shape, len(dataset.classes))
     problem = Problem(choices.space_of(net), config.objectives, config.constraints)
     validation = seeds.rng(config.seed, 0, "validation").permutation(parts.val)[:VALIDATION]
+    rest = np.concatenate([parts.train, parts.val])
+    lessons = rest[~np.isin(rest, validation)] if config.target else rest
     setup = Setup(config, dataset, parts, net, problem, images.part(torch.from_numpy(parts.train)),
                   images.part(torch.from_numpy(np.sort(validation))),
-                  images.part(torch.from_numpy(np.concatenate([parts.train, parts.val]))),
+                  images.part(torch.from_numpy(rest)), images.part(torch.from_numpy(lessons)),
                   Augment.for_images(dataset.input_shape))
     if config.mirror and not setup.augment.flip:
         raise InputError(f"images of shape {dataset.input_shape} are not mirrored in training, so that a network cannot answer "
