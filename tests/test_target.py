@@ -35,16 +35,16 @@ def record(name: str, error: float, **predicted: float) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- the plan
-def test_trainings_take_twice_as_long_every_time_and_all_of_the_time() -> None:
-    plan = target.trainings([100.0], 7000.0)
-    seconds = [100 * n + final.EXPORT_SECONDS for _, n in plan]
-    assert [k for k, _ in plan] == [0, 0, 0]
-    assert seconds == pytest.approx([1000, 2000, 4000])
+def test_the_first_training_has_a_quarter_of_the_time_and_the_next_the_rest() -> None:
+    plan = target.trainings([200.0], 8000.0)
+    seconds = [200 * n + final.EXPORT_SECONDS for _, n in plan]
+    assert [k for k, _ in plan] == [0, 0]
+    assert seconds == pytest.approx([2000, 6000])
 
 
 def test_a_network_is_trained_when_its_time_is_enough() -> None:
     plan = target.trainings([500.0, 10.0], 7000.0)
-    assert plan[0] == (1, final.MAX_EPOCHS), "a seventh of the time is 2 epochs of the first"
+    assert plan[0] == (1, final.MAX_EPOCHS), "a quarter of the time is 3.5 epochs of the first"
     assert len(plan) == 2
     assert plan[1][0] == 0
     assert plan[1][1] == pytest.approx((7000 - 604 - final.EXPORT_SECONDS) / 500)

@@ -74,10 +74,14 @@ WITNESSES = 8
 
 
 def seconds_of(config: Config, phase: str) -> float:
-    """The share of the time budget that a phase has. Gradient strategies have no warm start, and its time for the search."""
-    if config.strategy in GRADIENT and phase == "search":
-        return (SHARES["warm start"] + SHARES["search"]) * config.seconds
-    return SHARES[phase] * config.seconds
+    """The share of the time budget that a phase has. Gradient strategies have no warm start, and its time for the search; with a
+    target no random search stands beside, and the search has its time."""
+    shares = dict(SHARES)
+    for name, missing in (("warm start", config.strategy in GRADIENT), ("random search", bool(config.target))):
+        if missing:
+            shares["search"] += shares[name]
+            shares[name] = 0.0
+    return shares[phase] * config.seconds
 
 
 def planned(setup: Setup) -> relaxed.Plan:
@@ -220,15 +224,18 @@ class Phases:
 
     # --------------------------------------------------------------------------------------------------------- warm start
     def warm_start(self) -> list[Arch]:
-        """Architectures with which the search begins: found by their costs alone, small enough to be trained in the end.
+        """Architectures with which the search begins: networks designed by hand that the space has, and others that are found by
+        their costs alone, all small enough to be trained in the end.
 
         Most of the time is for looking, the rest for timing training steps of those found.
         """
         def compute() -> dict[str, list[Arch]]:
             seconds, dearest = 0.9 * self.seconds("warm start"), self._dearest()
             with self.display.phase("warm start") as watch:
-                return {"archs": warm.start(self.setup, seconds, dearest["epoch"], dearest["rate"], self.epoch_seconds,
-                                           lambda spent: watch(min(spent, seconds), seconds))}
+                first = warm.designs(self.setup, warm.affordable(dearest["rate"], dearest["epoch"]).upper)
+                found = warm.start(self.setup, seconds, dearest["epoch"], dearest["rate"], self.epoch_seconds,
+                                   lambda spent: watch(min(spent, seconds), seconds))
+                return {"archs": [*first, *(arch for arch in found if arch not in first)]}
 
         found: list[Arch] = self.ledger.remember("warm start", compute)["archs"]
         return found

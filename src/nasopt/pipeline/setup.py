@@ -200,6 +200,15 @@ SPACES: Mapping[str, Callable[[tuple[int, int, int], int], nn.Module]] = {"cells
                                                                                 "fast": _fast}
 """Input shape and number of classes -> the supernet."""
 
+def _members() -> tuple[Callable[[Any], dict[str, int]], ...]:
+    from nasopt.spaces.fast import airbench94, mobilenetv2, resnet18
+
+    return airbench94, resnet18, mobilenetv2
+
+
+MEMBERS: Mapping[str, Callable[[], Sequence[Callable[[Any], dict[str, int]]]]] = {"fast": _members}
+"""Networks designed by hand that a space has: supernet -> architecture, or an `InputError` where images are too small."""
+
 PARTIAL: Mapping[str, Callable[[tuple[int, int, int], int, int], nn.Module]] = {"nb201": _nb201, "darts": _darts}
 """The same where only one in so many channels passes the operations (PC-DARTS)."""
 

@@ -9,9 +9,9 @@ from nasopt import goals
 from nasopt.pipeline.final import EXPORT_SECONDS, LEAST_EPOCHS, MAX_EPOCHS
 from nasopt.trial import Constraint, Metrics, Problem, Trial
 
-FIRST = 1 / 7
-"""Of the time for final trainings, what the first one has. Each further one has twice as much as the one before, the last one all
-that is left: a target that is met soon costs little, and more than half of the time is left for one that is not."""
+FIRST, GROWTH = 1 / 4, 3
+"""Of the time for final trainings, what the first one has, and how many times as much each further one has as the one before, the
+last one all that is left: a target that is met soon costs little, and three quarters of the time are left for one that is not."""
 
 
 def ordered(trials: Sequence[Trial], target: Sequence[Constraint]) -> list[Trial]:
@@ -24,7 +24,7 @@ def trainings(epoch: Sequence[float], seconds: float) -> list[tuple[int, float]]
     """Which network to train, and for how many epochs, one after the other until the target is met.
 
     Every training is that of the first network that can be trained for `final.LEAST_EPOCHS` in its time and that learns for twice
-    as many epochs as it did before, if it did. If there is none, the training after it has its time too.
+    as many epochs as it did before at least, if it did. If there is none, the training after it has its time too.
 
     Args:
         epoch: seconds an epoch of every network, the most promising first.
@@ -43,7 +43,7 @@ def trainings(epoch: Sequence[float], seconds: float) -> list[tuple[int, float]]
             left -= EXPORT_SECONDS + lengths[k] * epoch[k]
         elif part == left:
             break
-        part *= 2
+        part *= GROWTH
     if not plan:
         k = min(range(len(epoch)), key=lambda k: epoch[k])
         plan = [(k, max(0.5, min(MAX_EPOCHS, max(seconds - EXPORT_SECONDS, 0.25 * seconds) / epoch[k])))]

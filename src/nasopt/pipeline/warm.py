@@ -12,6 +12,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -23,19 +24,21 @@ from torch.utils._pytree import tree_leaves, tree_map
 from nasopt import seed as seeds
 from nasopt import space as spaces
 from nasopt.cost.clock import Latency
-from nasopt.cost.count import flops_by_size, params
+from nasopt.cost.count import flops, flops_by_size, params
 from nasopt.cost.forward import batch_of
 from nasopt.cost.layers import Layers, fastest_ms, forward_ms
 from nasopt.cost.receptive import seen
+from nasopt.errors import InputError
 from nasopt.estimators.combine import Cached
 from nasopt.estimators.images import Costs
-from nasopt.nets import train
+from nasopt.nets import choices, train
 from nasopt.nets.depthwise import Depthwise
 from nasopt.pipeline import final
-from nasopt.pipeline.setup import Setup
+from nasopt.pipeline.setup import MEMBERS, Setup
 from nasopt.protocols import CostModel
 from nasopt.run.search import INTERRUPTED, Budget, search
 from nasopt.space import Arch
+from nasopt.spaces import scaling
 from nasopt.strategies.evolution import NSGA2
 from nasopt.trial import Constraint, Metrics, Objective, Problem, Trial
 
@@ -135,6 +138,19 @@ def start(setup: Setup, seconds: float, epoch: float, rate: float, timed: Callab
             better = [t for t in better if t.metrics["step_ms"] * off <= trainable.upper]
         found += [t.ask.arch for t in _different(better, SMALL if k else LARGE) if t.ask.arch not in found]
     return found
+
+
+def designs(setup: Setup, step_ms: float) -> list[Arch]:
+    """The networks designed by hand that the space has (`nasopt.pipeline.setup.MEMBERS`), each scaled to what a training step of
+    so many rough milliseconds allows, and to half of that; multiply-accumulates say what that is."""
+    net, found, table = setup.net, list[Arch](), step_table()
+    for design in MEMBERS.get(setup.config.space, lambda: ())():
+        with suppress(InputError):  # images too small for it, or no scaling as small as that
+            arch = design(net)
+            alone = choices.extract(net, arch).eval()
+            rate = flops(alone, setup.example) / table(alone, setup.example)["step_ms"]
+            found += [scaling.within(net, arch, setup.example, flops, share * rate * step_ms).arch for share in (1.0, 0.5)]
+    return list({spaces.key(arch): arch for arch in found}.values())
 
 
 def _different(trials: Sequence[Trial], n: int) -> list[Trial]:
