@@ -1,6 +1,6 @@
 """Shows: what `nasopt search` finds on CIFAR-10 in a given time, beside a hand-designed network, random search and DARTS.
 
-    python benchmarks/cifar10.py --data cifar-10-batches-bin [--device cuda] [--minutes 75] [--target "error<=6%"] [--seeds 3]
+    python benchmarks/cifar10.py --data cifar-10-batches-bin [--device cuda] [--minutes 75] [--target "error<=6%"] [--seeds 0 1 2]
 
 Every seed is one run of `nasopt.search` in the space ``fast`` with a budget for search and training and a target for the
 validation part, which ends the run. Beside it, with the same budget, parts and recipe: random search with the same target, and
@@ -10,8 +10,9 @@ with the mean for an image and its mirror image. DARTS of first order, in fp32 a
 its search of 50 epochs of half of the images by 64 is extrapolated from their median.
 
 Every single run is kept in a folder (``--keep``): what is there is read, what was interrupted goes on, ``--only`` says what is
-run now, and the record holds all that is there. ``--images N`` takes so many training images and a fifth as many test images.
-The record's name is ``results/cifar10-cpu.json`` or ``results/cifar10-cuda.json``. Leave the machine idle.
+run now, and the record holds all that is there and, from an earlier record with the same settings, all that is not.
+``--images N`` takes so many training images and a fifth as many test images. The record's name is ``results/cifar10-cpu.json``
+or ``results/cifar10-cuda.json``. Leave the machine idle.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import write
+from common import RESULTS, write
 from differentiable_speed import BASELINE, VARIANTS, left_out, start
 
 import nasopt
@@ -38,6 +39,7 @@ from nasopt.nets import choices
 from nasopt.nets.train import Recipe, device_of
 from nasopt.pipeline import final
 from nasopt.pipeline.kept import Kept
+from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.setup import Config, prepare
 from nasopt.run.storage import Sqlite
 from nasopt.spaces.fast import airbench94
@@ -49,8 +51,9 @@ TITLES = {"nasopt": "nasopt search", "random": "random search", "designed": "air
 PARTS = (*TITLES, "darts")
 SEARCHING = ("supernet", "trust", "warm start", "search")
 FIELDS = ("search_seconds", "training_seconds", "total_seconds", "epochs", "validation_accuracy", "test_accuracy", "target_met",
-          "parameters", "multiply_accumulates", "latency_ms", "peak_memory_mb", "candidates", "refused")
-"""Of one run; ``peak_memory_mb`` is that of one forward pass of one image, weights included."""
+          "parameters", "multiply_accumulates", "latency_ms", "forward_mb", "search_mb", "training_mb", "candidates", "refused")
+"""Of one run; ``forward_mb`` is the peak of memory of one forward pass of one image, weights included, ``search_mb`` and
+``training_mb`` that of the whole process, data included (of a GPU's: of tensors there)."""
 
 
 def some(data: Dataset, n: int | None) -> Dataset:
@@ -71,13 +74,15 @@ def searched(strategy: str, data: Dataset, config: Config, folder: Path) -> dict
     else:
         results = nasopt.search(data, space=config.space, budget=config.seconds, target=config.target, strategy=strategy,
                                 seed=config.seed, device=config.device, mirror=config.mirror, out=folder).results
-    phases, trials = results["provenance"]["phases"], results["search"]["trials"]
+    origin, trials, chip = results["provenance"], results["search"]["trials"], torch.device(config.device).type
+    phases, peaks = origin["phases"], {phase: peak[chip] for phase, peak in origin["peak_memory_mb"].items()}
     nets = {r["id"]: r for r in (*results["front"], *results["dominated"])}
     best = nets.get(results["target"]["network"])
     if best is None:
         raise InputError(f"{folder} delivered no network: {results['target']['sentence']} Give more minutes.")
     return {**network(best), "search_seconds": sum(phases[p] for p in SEARCHING), "training_seconds": phases["final training"],
-            "total_seconds": results["provenance"]["total_seconds"], "target_met": results["target"]["met"],
+            "total_seconds": origin["total_seconds"], "search_mb": max(peaks.get(p, 0.0) for p in SEARCHING),
+            "training_mb": peaks["final training"], "target_met": results["target"]["met"],
             "candidates": sum("error" in t["metrics"] for t in trials),
             "refused": sum("error" not in t["metrics"] and t["error"] is None for t in trials),
             "trainings": [[r["id"], r["epochs"], r["training_seconds"], r["metrics"]["error"]] for r in nets.values()]}
@@ -88,21 +93,25 @@ def designed(data: Dataset, config: Config, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     setup = prepare(config, data)
     net = choices.extract(setup.net, airbench94(setup.net))
-    folder.mkdir(parents=True, exist_ok=True)
-    plan = folder / "plan.json"
-    if not plan.exists():
+    place = folder / "models" / "airbench94"
+    place.mkdir(parents=True, exist_ok=True)
+
+    def plan() -> dict[str, float]:
         epoch = final.epoch_seconds(choices.extract(setup.net, airbench94(setup.net)), setup.lessons, Recipe(), setup.augment)
         left = config.seconds - final.EXPORT_SECONDS - (time.perf_counter() - began)
-        keep(plan, {"epochs": float(np.clip(left / epoch, 0.5, final.MAX_EPOCHS))})
-    (folder / "models" / "airbench94").mkdir(parents=True, exist_ok=True)
-    delivery, place = final.Delivery(setup, Recipe()), folder / "models" / "airbench94"
+        return {"epochs": float(np.clip(left / epoch, 0.5, final.MAX_EPOCHS))}
+
+    delivery = final.Delivery(setup, Recipe())
     with closing(Sqlite(folder / "study.db")) as storage:
-        kept = Kept(storage, "checkpoint")
-        record = delivery(net, 0, json.loads(plan.read_text())["epochs"], place, lambda done, total: None, kept)
+        ledger, kept = Ledger(storage), Kept(storage, "checkpoint")
+        with ledger.timed("final training"):
+            record = delivery(net, 0, ledger.remember("plan", plan)["epochs"], place, lambda done, total: None, kept)
+        peaks = ledger.peaks("final training")
     record["metrics"] |= delivery.latencies([net], [place])[0]
     met = all(c.met(record["metrics"]) for c in config.target)
     return {**network(record), "search_seconds": 0.0, "training_seconds": record["training_seconds"], "target_met": met,
-            "total_seconds": record["training_seconds"], "candidates": None, "refused": None}
+            "total_seconds": record["training_seconds"], "search_mb": None, "training_mb": peaks[setup.training.device.type],
+            "candidates": None, "refused": None}
 
 
 def network(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +119,7 @@ def network(record: Mapping[str, Any]) -> dict[str, Any]:
     metrics = record["metrics"]
     return {"epochs": record["epochs"], "validation_accuracy": 100 * (1 - metrics["error"]),
             "test_accuracy": 100 * (1 - metrics["test_error"]), "parameters": metrics["params"],
-            "multiply_accumulates": metrics["flops"], "latency_ms": metrics["latency_ms"], "peak_memory_mb": metrics["memory_mb"]}
+            "multiply_accumulates": metrics["flops"], "latency_ms": metrics["latency_ms"], "forward_mb": metrics["memory_mb"]}
 
 
 def darts(steps: int, channels: int, device: torch.device) -> dict[str, Any]:
@@ -143,6 +152,20 @@ def once(path: Path, compute: Callable[[], dict[str, Any]]) -> None:
         keep(path, found)
 
 
+def restore(record: Path, settings: Mapping[str, Any], folder: Path) -> None:
+    """Puts the runs of an earlier record with the same settings into the folder, where they are not there."""
+    known = json.loads(record.read_text()) if record.exists() else {}
+    if known.get("settings") != settings:
+        return
+    for part, runs in known["methods"].items():
+        for k, seed in enumerate(runs["seed"]):
+            path = folder / f"{part}-{seed}.json"
+            if not path.exists():
+                keep(path, {name: runs[name][k] for name in FIELDS})
+    if known["darts"] is not None and not (folder / "darts.json").exists():
+        keep(folder / "darts.json", known["darts"])
+
+
 def gathered(folder: Path) -> dict[str, dict[str, list[Any]]]:
     """All runs that are there: part -> field -> one value a seed."""
     found = dict[str, dict[str, list[Any]]]()
@@ -158,8 +181,8 @@ def tables(methods: Mapping[str, Mapping[str, Sequence[Any]]], baseline: Mapping
     """One row a run, and what DARTS would take."""
     rows = [[TITLES[part], *(runs[name][k] for name in ("seed", *FIELDS))]
             for part, runs in methods.items() for k in range(len(runs["seed"]))]
-    made = [{"caption": "Runs. Accuracies in %, of a network's only look at the test part; memory of one forward pass, weights "
-                        "included; candidates that were trained briefly, and that were refused before", "rows": rows,
+    made = [{"caption": "Runs. Accuracies in %, of a network's only look at the test part; memory: see "
+                        "benchmarks/cifar10.py; candidates that were trained briefly, and that were refused before", "rows": rows,
              "columns": ["method", "seed", *(name.replace("_", " ") for name in FIELDS)]}]
     if baseline is not None:
         step = float(np.median(baseline["step_seconds"]))
@@ -188,14 +211,16 @@ def run(given: argparse.Namespace) -> None:
     device, folder = device_of(given.device), given.keep
     chip = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
     target = (goals.parse_constraint(given.target, "target"),)
-    settings = {"minutes": given.minutes, "target": str(target[0]), "images": given.images, "device": chip}
+    settings = {"minutes": given.minutes, "target": str(target[0]), "images": given.images, "device": chip,
+                "threads": torch.get_num_threads()}
     folder.mkdir(parents=True, exist_ok=True)
     about = folder / "settings.json"
     if about.exists() and json.loads(about.read_text()) != settings:
         raise InputError(f"{folder} holds runs with other settings, {about.read_text()}: give another folder with --keep.")
     keep(about, settings)
+    restore(RESULTS / f"cifar10-{device.type}.json", settings, folder)
     data = None if given.only == ["darts"] else some(load(given.data), given.images)
-    for seed in range(given.seeds):
+    for seed in given.seeds:
         config = Config("CIFAR-10", "fast", seconds=60 * given.minutes, seed=seed, target=target, device=given.device,
                         mirror=True)
         for part in TITLES if data is not None else ():
@@ -209,10 +234,10 @@ def run(given: argparse.Namespace) -> None:
     baseline = json.loads((folder / "darts.json").read_text()) if (folder / "darts.json").exists() else None
     images = "all images" if given.images is None else f"only {given.images} training images, a trial"
     path = write(f"cifar10-{device.type}", {
-        "title": f"CIFAR-10 in {given.minutes:g} minutes for search and training, {chip}",
+        "title": f"CIFAR-10 in {given.minutes:g} minutes for search and training, {chip}, {settings['threads']} threads",
         "text": f"{summary(methods)}. Target: {target[0]} of the validation part; {images}. The hand-designed network has all "
                 "of the time for one training. Networks learn from the training part without the 5,000 images that judge.",
-        "device": chip, **methods.get("nasopt", {}), "methods": methods, "darts": baseline,
+        "device": chip, "settings": settings, **methods.get("nasopt", {}), "methods": methods, "darts": baseline,
         "tables": tables(methods, baseline)}, sorted({seed for runs in methods.values() for seed in runs["seed"]}))
     print(summary(methods))
     print(path)
@@ -225,7 +250,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--minutes", type=float, default=75.0)
     parser.add_argument("--target", default="error<=6%")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS))
     parser.add_argument("--keep", type=Path, default=Path("runs/cifar10"))
     parser.add_argument("--images", type=int)

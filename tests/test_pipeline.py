@@ -15,12 +15,14 @@ import torch
 from nasopt import space
 from nasopt.errors import InputError
 from nasopt.estimators.images import Costs
+from nasopt.machine import CLEAR
 from nasopt.nets import choices, train
 from nasopt.nets.export import torch_logits
 from nasopt.pipeline import final, phases, warm
 from nasopt.pipeline import setup as parts
 from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.kept import Kept
+from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.progress import Display, Watch
 from nasopt.pipeline.setup import Config, Setup, prepare, survey
 from nasopt.run.storage import Memory
@@ -275,3 +277,21 @@ def test_mirrored_networks_are_delivered_and_their_costs_searched_for(tmp_path: 
 def test_images_that_are_not_mirrored_in_training_are_refused() -> None:
     with pytest.raises(InputError, match=r"not mirrored in training, .* leave out --mirror"):
         prepared(AIMS, mirror=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- peaks of memory
+def test_the_peak_of_a_phase_is_its_own_and_is_kept() -> None:
+    ledger = Ledger(Memory())
+    with ledger.timed("large"):
+        block = np.ones(30_000_000)
+        del block
+    with ledger.timed("small"):
+        pass
+    large, small = ledger.peaks("large")["cpu"], ledger.peaks("small")["cpu"]
+    assert large > 200
+    if CLEAR.exists():  # elsewhere a peak is that of the whole process
+        assert large - small > 200
+    with ledger.timed("large"):
+        pass
+    assert ledger.peaks("large")["cpu"] == large
+    assert ledger.peaks("never") == {}

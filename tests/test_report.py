@@ -54,6 +54,7 @@ def example() -> dict[str, Any]:
         "provenance": {"versions": {"nasopt": "0.1.0", "torch": "2.13.0"},
                        "machine": {"cpu": "a laptop's CPU", "cores": 2, "memory_gb": 8},
                        "started": "2030-01-01T10:00:00+00:00", "total_seconds": 913.0,
+                       "peak_memory_mb": {"search": {"cpu": 1234.5}},
                        "phases": {"supernet": 180.0, "trust": 95.0, "search": 210.0, "random search": 208.0,
                                   "final training": 190.0, "measure and export": 30.0},
                        "warnings": ["The latency varied by 12 % between repeats: the machine was busy."]}}
@@ -156,6 +157,7 @@ def test_every_section_of_a_full_record_is_there(page: Page) -> None:
                   "The architectures", "The search against random search", "Predicted and measured",
                   "Can the supernet be trusted?", "How it was obtained", "Caveats", "test part was used once",
                   "training 4,200, validation 900, test 900", "250,000 architectures", "torch 2.13.0", "15 min 13 s",
+                  "3 min 30 s, 1.2 GB",
                   "1 failed: the loss is not a number", "nasopt run digits --latency 2.5ms", "the machine was busy"):
         assert words in text, words
     assert [f["name"] for f in data_of(page)] == ["front", "hypervolume", "predicted", "trust"]

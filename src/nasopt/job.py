@@ -275,6 +275,7 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
         "provenance": {"versions": versions(), "machine": machine(),
                        "started": phases.ledger.recall("started"),
                        "phases": {p: phases.ledger.seconds(p) for p in phase.PHASES}, "total_seconds": phases.spent(),
+                       "peak_memory_mb": {p: peaks for p in phase.PHASES if (peaks := phases.ledger.peaks(p))},
                        "epochs": max(plan["epochs"]), "bf16": bf16_pays(),
                        "warnings": warnings(phases, front, [*delivered, *baselines], plan)},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -23,6 +24,24 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
+
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def forget_peak_memory() -> None:
+    """Lets `peak_memory_mb` begin anew, where the system can: on Linux."""
+    if CLEAR.exists():
+        CLEAR.write_text("5")
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process had resident, in MB (1e6 bytes), since `forget_peak_memory` or since it began."""
+    if STATUS.exists():
+        return next(1.024e-3 * float(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    import resource  # Unix only
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def versions(*extra: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a run remembers of its phases: their results, and the seconds they took."""
+"""What a run remembers of its phases: their results, the seconds they took and the memory they had."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from nasopt.machine import forget_peak_memory, peak_memory_mb
 from nasopt.protocols import Storage
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """Results and seconds by name, in the blobs of a storage."""
+    """Results, seconds and peaks of memory by name, in the blobs of a storage."""
 
     storage: Storage
 
@@ -35,16 +38,31 @@ class Ledger:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Adds what happens inside to the phase's seconds, earlier parts of a resumed run included; going through a
-        phase again that was complete costs nothing. (A SIGKILL loses the seconds of the part it ended.)"""
+        """Adds what happens inside to the phase's seconds and peaks, earlier parts of a resumed run included; going through a
+        phase again that was complete costs nothing. (A SIGKILL loses those of the part it ended.)"""
+        forget_peak_memory()
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
         started, before, complete = time.perf_counter(), self.seconds(phase), self.recall(f"complete {phase}")
         try:
             yield
         finally:
             if not complete:
                 self.store(f"seconds of {phase}", before + time.perf_counter() - started)
+                now, known = _peaks(), self.peaks(phase)
+                self.store(f"peaks of {phase}", {name: max(peak, known.get(name, 0.0)) for name, peak in now.items()})
         self.store(f"complete {phase}", True)
 
     def seconds(self, phase: str) -> float:
         """Seconds that a phase has taken so far."""
         return float(self.recall(f"seconds of {phase}") or 0.0)
+
+    def peaks(self, phase: str) -> dict[str, float]:
+        """The most memory during a phase so far, in MB (1e6 bytes): ``cpu``, all that the process had, data included; ``cuda``,
+        if a GPU was used, all that tensors took there."""
+        return dict(self.recall(f"peaks of {phase}") or {})
+
+
+def _peaks() -> dict[str, float]:
+    found = {"cpu": peak_memory_mb()}
+    return {**found, "cuda": torch.cuda.max_memory_allocated() / 1e6} if torch.cuda.is_initialized() else found

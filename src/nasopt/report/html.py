@@ -211,9 +211,11 @@ def _machine_rows(origin: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _phases(origin: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """(phase, duration, share of the longest phase in percent) and the total last, without a bar."""
+    """(phase, duration and peak of memory, share of the longest phase in percent) and the total last, without a bar."""
     seconds = record.numbers(record.part(origin, "phases"))
+    peaks = {name: record.number(record.part(origin, "peak_memory_mb", name).get("cpu")) for name in seconds}
     longest = max(seconds.values(), default=0.0) or 1.0
-    rows = [(name, record.duration(s), 100 * s / longest) for name, s in seconds.items()]
+    rows = [(name, record.duration(s) + (f", {peak / 1e3:.1f} GB" if (peak := peaks[name]) else ""), 100 * s / longest)
+            for name, s in seconds.items()]
     total = record.number(origin.get("total_seconds"))
     return rows if total is None else [*rows, ("total", record.duration(total), 0.0)]
