@@ -1,18 +1,20 @@
-"""Shows: what `nasopt search` finds on CIFAR-10 in a given time, beside a hand-designed network, random search and DARTS.
+"""Shows: what `nasopt search` finds on CIFAR-10 in a given time, beside hand-designed networks, random search and DARTS.
 
     python benchmarks/cifar10.py --data cifar-10-batches-bin [--device cuda] [--minutes 75] [--target "error<=6%"] [--seeds 0 1 2]
 
 Every seed is one run of `nasopt.search` in the space ``fast`` with a budget for search and training and a target for the
-validation part, which ends the run. Beside it, with the same budget, parts and recipe: random search with the same target, and
-the hand-designed network that is nearest to airbench94, trained once for all of the time (but no more epochs than any network).
-The test part is used once for every network that is delivered, on its exported file. All networks answer
-with the mean for an image and its mirror image. DARTS of first order, in fp32 and plain memory order, is timed for some steps;
-its search of 50 epochs of half of the images by 64 is extrapolated from their median.
+validation part, which ends the run. Beside it, in the same space, with the same parts and recipe: random search with the same
+budget and target; three networks designed by hand (airbench94, ResNet-18, MobileNetV2), trained once each for all of the time;
+and the same three, scaled to the latency of the network that was found with this seed and trained for as long as it was. No
+network is trained for more epochs than `nasopt search` would. The test part is used once for every network that is delivered, on
+its exported file. Where images are mirrored in training, all networks answer with the mean for an image and its mirror image.
+DARTS of first order, in fp32 and plain memory order, is timed for some steps; its search of 50 epochs of half of the images by
+64 is extrapolated from their median.
 
 Every single run is kept in a folder (``--keep``): what is there is read, what was interrupted goes on, ``--only`` says what is
 run now, and the record holds all that is there and, from an earlier record with the same settings, all that is not.
-``--images N`` takes so many training images and a fifth as many test images. The record's name is ``results/cifar10-cpu.json``
-or ``results/cifar10-cuda.json``. Leave the machine idle.
+``--images N`` takes so many training images and a fifth as many test images; ``--name`` is for other data sets. The record's
+name is ``results/cifar10-cpu.json`` or ``results/cifar10-cuda.json``. Leave the machine idle.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,29 +34,37 @@ import numpy as np
 import torch
 from common import RESULTS, write
 from differentiable_speed import BASELINE, VARIANTS, left_out, start
+from scipy import stats
+from torch import Tensor, nn
 
 import nasopt
 from nasopt import goals
+from nasopt.cost.clock import Latency
 from nasopt.errors import InputError
 from nasopt.nets import choices
-from nasopt.nets.train import Recipe, device_of
+from nasopt.nets.train import Augment, Recipe, device_of
 from nasopt.pipeline import final
 from nasopt.pipeline.kept import Kept
 from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.setup import Config, prepare
 from nasopt.run.storage import Sqlite
-from nasopt.spaces.fast import airbench94
+from nasopt.spaces import fast, scaling
 from nasopt.strategies.gradient import PUBLISHED
 from nasopt.tasks.data import Dataset, load
 
 SEARCHES = {"nasopt": "hybrid", "random": "random"}
-TITLES = {"nasopt": "nasopt search", "random": "random search", "designed": "airbench94, designed by hand"}
+DESIGNS: Mapping[str, Callable[[Any], dict[str, int]]] = {
+    "airbench94": fast.airbench94, "resnet18": fast.resnet18, "mobilenetv2": fast.mobilenetv2}
+TITLES = {"nasopt": "nasopt search", "random": "random search", **{name: f"{name}, all of the time" for name in DESIGNS},
+          **{f"{name}-scaled": f"{name} of equal latency and training time" for name in DESIGNS}}
 PARTS = (*TITLES, "darts")
 SEARCHING = ("supernet", "trust", "warm start", "search")
-FIELDS = ("search_seconds", "training_seconds", "total_seconds", "epochs", "validation_accuracy", "test_accuracy", "target_met",
-          "parameters", "multiply_accumulates", "latency_ms", "forward_mb", "search_mb", "training_mb", "candidates", "refused")
-"""Of one run; ``forward_mb`` is the peak of memory of one forward pass of one image, weights included, ``search_mb`` and
-``training_mb`` that of the whole process, data included (of a GPU's: of tensors there)."""
+FIELDS = ("search_seconds", "training_seconds", "best_seconds", "total_seconds", "epochs", "validation_accuracy", "test_accuracy",
+          "target_met", "parameters", "multiply_accumulates", "latency_ms", "forward_mb", "search_mb", "training_mb",
+          "candidates", "refused")
+"""Of one run; ``training_seconds`` of all final trainings, ``best_seconds`` of that of the network in the row; ``forward_mb`` is
+the peak of memory of one forward pass of one image, weights included, ``search_mb`` and ``training_mb`` that of the whole
+process, data included (of a GPU's: of tensors there)."""
 
 
 def some(data: Dataset, n: int | None) -> Dataset:
@@ -81,37 +92,59 @@ def searched(strategy: str, data: Dataset, config: Config, folder: Path) -> dict
     if best is None:
         raise InputError(f"{folder} delivered no network: {results['target']['sentence']} Give more minutes.")
     return {**network(best), "search_seconds": sum(phases[p] for p in SEARCHING), "training_seconds": phases["final training"],
-            "total_seconds": origin["total_seconds"], "search_mb": max(peaks.get(p, 0.0) for p in SEARCHING),
-            "training_mb": peaks["final training"], "target_met": results["target"]["met"],
-            "candidates": sum("error" in t["metrics"] for t in trials),
+            "best_seconds": best["training_seconds"], "total_seconds": origin["total_seconds"],
+            "search_mb": max(peaks.get(p, 0.0) for p in SEARCHING), "training_mb": peaks["final training"],
+            "target_met": results["target"]["met"], "candidates": sum("error" in t["metrics"] for t in trials),
             "refused": sum("error" not in t["metrics"] and t["error"] is None for t in trials),
             "trainings": [[r["id"], r["epochs"], r["training_seconds"], r["metrics"]["error"]] for r in nets.values()]}
 
 
-def designed(data: Dataset, config: Config, folder: Path) -> dict[str, Any]:
-    """The summary of the hand-designed network, trained for all of the time."""
+def designed(name: str, data: Dataset, config: Config, folder: Path, found: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The summary of a hand-designed network, trained for all of the time; or, beside a network that was ``found``, scaled to its
+    latency and trained for as long."""
     began = time.perf_counter()
     setup = prepare(config, data)
-    net = choices.extract(setup.net, airbench94(setup.net))
-    place = folder / "models" / "airbench94"
+    place = folder / "models" / name
     place.mkdir(parents=True, exist_ok=True)
 
-    def plan() -> dict[str, float]:
-        epoch = final.epoch_seconds(choices.extract(setup.net, airbench94(setup.net)), setup.lessons, Recipe(), setup.augment)
+    def latency(net: nn.Module, example: Tensor) -> float:
+        return Latency()(setup.delivered(net).eval(), example)["latency_ms"]
+
+    def plan() -> dict[str, Any]:
+        arch = DESIGNS[name](setup.net)
+        if found is not None:
+            arch = dict(scaling.within(setup.net, arch, setup.example, latency, found["latency_ms"]).arch)
+        epoch = final.epoch_seconds(choices.extract(setup.net, arch), setup.lessons, Recipe(), setup.augment)
         left = config.seconds - final.EXPORT_SECONDS - (time.perf_counter() - began)
-        return {"epochs": float(np.clip(left / epoch, 0.5, final.MAX_EPOCHS))}
+        seconds = left if found is None else found["best_seconds"]
+        return {"arch": arch, "epochs": float(np.clip(seconds / epoch, 0.5, final.MAX_EPOCHS))}
 
     delivery = final.Delivery(setup, Recipe())
     with closing(Sqlite(folder / "study.db")) as storage:
         ledger, kept = Ledger(storage), Kept(storage, "checkpoint")
+        planned = ledger.remember("plan", plan)
+        net = choices.extract(setup.net, planned["arch"])
         with ledger.timed("final training"):
-            record = delivery(net, 0, ledger.remember("plan", plan)["epochs"], place, lambda done, total: None, kept)
+            record = delivery(net, 0, planned["epochs"], place, lambda done, total: None, kept)
         peaks = ledger.peaks("final training")
     record["metrics"] |= delivery.latencies([net], [place])[0]
     met = all(c.met(record["metrics"]) for c in config.target)
-    return {**network(record), "search_seconds": 0.0, "training_seconds": record["training_seconds"], "target_met": met,
-            "total_seconds": record["training_seconds"], "search_mb": None, "training_mb": peaks[setup.training.device.type],
-            "candidates": None, "refused": None}
+    seconds = record["training_seconds"]
+    return {**network(record), "search_seconds": 0.0, "training_seconds": seconds, "best_seconds": seconds, "target_met": met,
+            "total_seconds": seconds, "search_mb": None, "training_mb": peaks[setup.training.device.type], "candidates": None,
+            "refused": None}
+
+
+def one(part: str, data: Dataset, config: Config, folder: Path) -> dict[str, Any]:
+    """The summary of one run."""
+    place, found = folder / f"{part}-{config.seed}", folder / f"nasopt-{config.seed}.json"
+    if part in SEARCHES:
+        return searched(SEARCHES[part], data, config, place)
+    if part in DESIGNS:
+        return designed(part, data, config, place)
+    if not found.exists():
+        raise InputError(f"{part} is compared with the network that nasopt finds: let 'nasopt' run before.")
+    return designed(part.removesuffix("-scaled"), data, config, place, json.loads(found.read_text()))
 
 
 def network(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,15 +217,30 @@ def tables(methods: Mapping[str, Mapping[str, Sequence[Any]]], baseline: Mapping
     made = [{"caption": "Runs. Accuracies in %, of a network's only look at the test part; memory: see "
                         "benchmarks/cifar10.py; candidates that were trained briefly, and that were refused before", "rows": rows,
              "columns": ["method", "seed", *(name.replace("_", " ") for name in FIELDS)]}]
+    ours, lines = methods.get("nasopt"), list[list[Any]]()
+    found = dict(zip(ours["seed"], ours["test_accuracy"], strict=True)) if ours else {}
+    for part, runs in methods.items():
+        pairs = [(found[seed], accuracy) for seed, accuracy in zip(runs["seed"], runs["test_accuracy"], strict=True)
+                 if seed in found and part != "nasopt"]
+        if len(pairs) > 1:
+            more = np.subtract(*np.array(pairs).T)
+            low, high = stats.t.interval(0.95, len(more) - 1, more.mean(), stats.sem(more))
+            lines.append([TITLES[part], len(more), float(more.mean()), f"[{low:.2f}, {high:.2f}]"])
+    if lines:
+        made.append({"caption": "Points of test accuracy by which nasopt search is above: mean over pairs of one seed, 95 % interval "
+                                "of Student's t", "columns": ["method", "seeds", "points", "interval"], "rows": lines})
     if baseline is not None:
-        step = float(np.median(baseline["step_seconds"]))
-        ours = methods.get("nasopt", {}).get("search_seconds")
-        count = len(baseline["step_seconds"])
-        made.append({"caption": f"Time of a search. DARTS: extrapolated from the median of {count} steps to {PUBLISHED} "
-                                f"(50 epochs of 25,000 images by 64); {baseline['channels']} channels, 8 cells",
-                     "columns": ["search", "seconds a step", "seconds", "measured"],
-                     "rows": [["DARTS, first order, fp32", step, baseline["extrapolated_search_seconds"], "extrapolated"],
-                              *([["nasopt, median over seeds", None, float(np.median(ours)), "yes"]] if ours else [])]})
+        steps, searches = np.array(baseline["step_seconds"]), np.array(ours["search_seconds"] if ours else [])
+        whole = PUBLISHED * steps
+        rows = [["DARTS, first order, fp32", float(np.median(steps)), float(np.median(whole)), "extrapolated", None]]
+        if len(searches):
+            times = whole[:, None] / searches
+            rows.append(["nasopt, median over seeds", None, float(np.median(searches)), "yes",
+                         f"{np.median(times):.0f} [{times.min():.0f}, {times.max():.0f}]"])
+        made.append({"caption": f"Time of a search. DARTS: extrapolated from the median of {len(steps)} steps to {PUBLISHED} (50 "
+                                f"epochs of 25,000 images by 64); {baseline['channels']} channels, 8 cells. Times less: median "
+                                "and range over steps and seeds",
+                     "columns": ["search", "seconds a step", "seconds", "measured", "times less than DARTS"], "rows": rows})
     return made
 
 
@@ -218,25 +266,24 @@ def run(given: argparse.Namespace) -> None:
     if about.exists() and json.loads(about.read_text()) != settings:
         raise InputError(f"{folder} holds runs with other settings, {about.read_text()}: give another folder with --keep.")
     keep(about, settings)
-    restore(RESULTS / f"cifar10-{device.type}.json", settings, folder)
-    data = None if given.only == ["darts"] else some(load(given.data), given.images)
-    for seed in given.seeds:
-        config = Config("CIFAR-10", "fast", seconds=60 * given.minutes, seed=seed, target=target, device=given.device,
-                        mirror=True)
-        for part in TITLES if data is not None else ():
-            if part in given.only:
-                place = folder / f"{part}-{seed}"
-                once(folder / f"{part}-{seed}.json", lambda part=part, place=place, config=config: designed(data, config, place)
-                     if part == "designed" else searched(SEARCHES[part], data, config, place))
+    restore(RESULTS / f"{given.name}-{device.type}.json", settings, folder)
+    if given.only != ["darts"]:
+        data = some(load(given.data), given.images)
+        mirror = Augment.for_images(data.input_shape).flip
+        for seed in given.seeds:
+            config = Config(given.name, "fast", seconds=60 * given.minutes, seed=seed, target=target, device=given.device,
+                            mirror=mirror)
+            for part in [part for part in TITLES if part in given.only]:
+                once(folder / f"{part}-{seed}.json", partial(one, part, data, config, folder))
     if "darts" in given.only:
         once(folder / "darts.json", lambda: darts(given.darts_steps, given.darts_channels, device))
     methods = gathered(folder)
     baseline = json.loads((folder / "darts.json").read_text()) if (folder / "darts.json").exists() else None
     images = "all images" if given.images is None else f"only {given.images} training images, a trial"
-    path = write(f"cifar10-{device.type}", {
-        "title": f"CIFAR-10 in {given.minutes:g} minutes for search and training, {chip}, {settings['threads']} threads",
-        "text": f"{summary(methods)}. Target: {target[0]} of the validation part; {images}. The hand-designed network has all "
-                "of the time for one training. Networks learn from the training part without the 5,000 images that judge.",
+    path = write(f"{given.name}-{device.type}", {
+        "title": f"{given.name} in {given.minutes:g} minutes for search and training, {chip}, {settings['threads']} threads",
+        "text": f"{summary(methods)}. Target: {target[0]} of the validation part; {images}. "
+                "Networks learn from the training part without the 5,000 images that judge.",
         "device": chip, "settings": settings, **methods.get("nasopt", {}), "methods": methods, "darts": baseline,
         "tables": tables(methods, baseline)}, sorted({seed for runs in methods.values() for seed in runs["seed"]}))
     print(summary(methods))
@@ -247,6 +294,7 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar-10-batches-bin")
+    parser.add_argument("--name", default="cifar10")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--minutes", type=float, default=75.0)
     parser.add_argument("--target", default="error<=6%")
