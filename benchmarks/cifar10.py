@@ -227,8 +227,9 @@ def tables(methods: Mapping[str, Mapping[str, Sequence[Any]]], baseline: Mapping
             low, high = stats.t.interval(0.95, len(more) - 1, more.mean(), stats.sem(more))
             lines.append([TITLES[part], len(more), float(more.mean()), f"[{low:.2f}, {high:.2f}]"])
     if lines:
-        made.append({"caption": "Points of test accuracy by which nasopt search is above: mean over pairs of one seed, with the "
-                                "95 % interval of Student's t", "columns": ["method", "seeds", "points", "interval"], "rows": lines})
+        made.append({"columns": ["method", "seeds", "points", "interval"], "rows": lines,
+                     "caption": "Points of test accuracy by which nasopt search is above: mean over pairs of one seed, with the "
+                                "95 % interval of Student's t"})
     if baseline is not None:
         steps, searches = np.array(baseline["step_seconds"]), np.array(ours["search_seconds"] if ours else [])
         whole = PUBLISHED * steps
