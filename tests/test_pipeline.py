@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from nasopt import space
+from nasopt.cost.count import flops
 from nasopt.errors import InputError
 from nasopt.estimators.images import Costs
 from nasopt.machine import CLEAR
@@ -26,6 +27,7 @@ from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.progress import Display, Watch
 from nasopt.pipeline.setup import Config, Setup, prepare, survey
 from nasopt.run.storage import Memory
+from nasopt.spaces import fast
 from nasopt.tasks.data import Dataset
 from nasopt.trial import Ask, Constraint, Objective, Trial
 
@@ -253,6 +255,28 @@ def test_with_a_target_final_networks_learn_from_all_images_that_do_not_judge(mo
     assert len(judges) == 4 < len(aimed.split.val)
     assert set(aimed.lessons.index.tolist()) == rest - judges
     assert set(plain.lessons.index.tolist()) == rest
+
+
+def test_a_search_begins_with_the_designs_of_its_space_in_sizes_that_can_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "step_ms", params)  # as if each parameter took a millisecond
+    there = coloured(space="fast")
+    own = fast.airbench94(there.net)
+    work = flops(choices.extract(there.net, own).eval(), there.example)
+    bound = sum(p.numel() for p in choices.extract(there.net, own).parameters()) / 4
+    found = warm.designs(there, bound)
+    spent = [flops(choices.extract(there.net, arch).eval(), there.example) for arch in found]
+    assert len(found) == 2, "images of 16 pixels are too small for the designs of four stages"
+    assert work / 16 < spent[1] <= work / 8 < spent[0] <= work / 4
+    assert all(arch["first/enter"] == own["first/enter"] and arch["head/pool"] == own["head/pool"] for arch in found)
+    assert warm.designs(there, 1e-6) == [] == warm.designs(coloured(), bound)
+
+
+def test_with_a_target_the_search_has_the_time_of_random_search() -> None:
+    plain, aimed = (Config("x", seconds=100.0, target=target) for target in ((), (Constraint("error", 0.1),)))
+    assert phases.seconds_of(aimed, "random search") == 0
+    for config in (plain, aimed):
+        parts = [phases.seconds_of(config, phase) for phase in ("warm start", "search", "random search")]
+        assert sum(parts) == pytest.approx(26)
 
 
 # ---------------------------------------------------------------------------------------------------------- mirrored networks

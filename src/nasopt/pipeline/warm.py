@@ -149,7 +149,8 @@ def designs(setup: Setup, step_ms: float) -> list[Arch]:
             arch = design(net)
             alone = choices.extract(net, arch).eval()
             rate = flops(alone, setup.example) / table(alone, setup.example)["step_ms"]
-            found += [scaling.within(net, arch, setup.example, flops, share * rate * step_ms).arch for share in (1.0, 0.5)]
+            for share in (1.0, 0.5):
+                found.append(scaling.within(net, arch, setup.example, flops, share * rate * step_ms).arch)
     return list({spaces.key(arch): arch for arch in found}.values())
 
 

@@ -36,7 +36,7 @@ DEPTH, WIDTH, RESOLUTION = 1.2, 1.1, 1.15
 """What one step of scaling multiplies the depths, the widths and the images' sides by: about twice the multiply-accumulates
 (EfficientNet, §3.3)."""
 
-RANGE, STEP = 12.0, 0.125
+RANGE, STEP = 24.0, 0.125
 """Steps of scaling up and down, and the finest part of one that is tried."""
 
 FACTORS = [2.0 ** (k / 16) for k in range(-64, 65)]
@@ -86,7 +86,7 @@ def _nearest(sizes: Sequence[int], target: float) -> int:
 def within(net: nn.Module, arch: Arch, example: Tensor, cost: Cost, budget: float, sides: Sequence[int] = ()) -> Scaled:
     """The largest `compound` scaling of an architecture whose cost is within the budget.
 
-    The cost is taken to grow with the size: of about 200 scalings less than ten are measured.
+    The cost is taken to grow with the size: of about 400 scalings about ten are measured.
 
     Args:
         example: one image, (1, C, H, W), H = W if there are sides.
