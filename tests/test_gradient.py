@@ -111,6 +111,14 @@ def test_a_search_that_is_resumed_equals_one_that_was_not_interrupted() -> None:
     assert torch.equal(*(torch.cat([p.flatten() for p in s.search.net.parameters()]) for s in (whole, again)))
 
 
+def test_slices_that_were_trained_ahead_are_asked_for_as_if_they_were_not() -> None:
+    along, ahead = strategy(slices=4, steps=8), strategy(slices=4, steps=8)
+    ahead.finish()
+    asked = [along.ask(1, k)[0] for k in range(6)]
+    assert [ahead.ask(1, k)[0] for k in range(6)] == asked
+    assert len({key(s.architecture) for s in along.history}) > 1
+
+
 @pytest.mark.parametrize("name", ["darts1", "pcdarts"])
 def test_what_it_has_come_to_is_what_its_search_says_where_edges_compete(name: str) -> None:
     kept, found = Memory(), strategy("darts", RECIPES[name].method, steps=4, slices=1)

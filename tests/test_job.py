@@ -120,20 +120,22 @@ def test_a_gradient_strategy_runs_as_the_others_do(data: Path, tmp_path: Path, n
     run = search(data, tmp_path / "run", strategy=name, budget=30.0)
     assert run.front() and set(run.results["search"]["curves"]) == {name, "random"}
     assert (run.results["provenance"]["phases"]["warm start"] == 0) == (name == "gdas")
+    told = run.results["search"]["estimator"]
+    assert told == ("stand-alone, from the weights of the relaxed network" if run.results["trust"]["fallback"] else "one-shot")
 
 
 def test_the_hybrid_with_gradients_has_them_as_a_member(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asked, every member hears of it, nothing is asked twice, and what the best choose draws alpha."""
     monkeypatch.setattr(phases.relaxed, "plan", lambda setup, name, seconds: phases.relaxed.Plan(40, 0.5, 20, 64))
     monkeypatch.setattr(phases.relaxed, "stride", lambda seconds, evaluation, trials: 2)
+    monkeypatch.setattr(phases.Phases, "inherits", False)
     made, build = list[Any](), phases.relaxed.strategy
     monkeypatch.setattr(phases.relaxed, "strategy", lambda *given: made.append(build(*given)) or made[-1])
     monkeypatch.setattr(phases.Phases, "finalists", lambda self, study: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         search(data, tmp_path / "run", strategy="hybrid-gradient", budget=300.0, trials=4)
-    portfolio, = made
-    member = portfolio.members["nasopt"]
-    assert set(portfolio.members) == {"gp", "gp-lcb", "local", "nsga2", "nasopt"}
+    portfolio, member = made[0].strategy, made[0].gradient
+    assert set(portfolio.members) == {"gp", "gp-lcb", "local", "nsga2", "nasopt"} and portfolio.members["nasopt"] is member
     assert member.pull > 0 and len(member._told) == 4 and member.training
     assert portfolio._overheads["nasopt"]() == 2 * 40 / 20 * 0.5
     member.blobs = None

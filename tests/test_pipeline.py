@@ -19,7 +19,7 @@ from nasopt.estimators.images import Costs
 from nasopt.machine import CLEAR
 from nasopt.nets import choices, train
 from nasopt.nets.export import torch_logits
-from nasopt.pipeline import final, phases, warm
+from nasopt.pipeline import final, phases, relaxed, warm
 from nasopt.pipeline import setup as parts
 from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.kept import Kept
@@ -39,10 +39,22 @@ def setup() -> Setup:
     return prepared(AIMS)
 
 
-def prepared(aims: tuple[Objective, ...], bars: tuple[Constraint, ...] = (), **more: Any) -> Setup:
+@pytest.fixture(scope="module")
+def small() -> Setup:
+    """Nine architectures whose training takes no time."""
+    torch.manual_seed(0)
+    width = choices.Width((2, 4, 8))
+    kernels = choices.OneOf({str(k): choices.Conv2d(1, width, k, padding=k // 2) for k in (1, 3, 5)})
+    net = torch.nn.Sequential(kernels, choices.BatchNorm2d(width), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+                              torch.nn.Flatten(), choices.Linear(width, 3))
+    return prepared(AIMS, own=net, space="own")
+
+
+def prepared(aims: tuple[Objective, ...], bars: tuple[Constraint, ...] = (), own: torch.nn.Module | None = None,
+             **more: Any) -> Setup:
     x = np.random.default_rng(0).integers(0, 255, (60, 8, 8)).astype(np.uint8)
     data = Dataset(x, np.arange(60) % 3, ("a", "b", "c"), "NHW", "noise", {})
-    return prepare(Config("noise", objectives=aims, constraints=bars, **more), data)
+    return prepare(Config("noise", objectives=aims, constraints=bars, **more), data, own)
 
 
 def coloured(**more: Any) -> Setup:
@@ -124,6 +136,89 @@ def test_what_is_too_dear_to_train_in_the_end_is_not_trained_in_the_search(strat
     assert all(t.error is None and t.metrics["step_ms"] > bound for t in refused)
     assert trained and max(trained) <= bound and study.front()
     assert refused or strategy not in ("random", "asha")
+
+
+def distrustful(setup: Setup, strategy: str, storage: Memory, tmp_path: Path, **trust: Any) -> phases.Phases:
+    """The phases of a run in which candidates are trained alone; what depends on the time is fixed."""
+    config = replace(setup.config, strategy=strategy, trials=5, seconds=10_000.0)
+    run = phases.Phases(replace(setup, config=config), storage, Folder(tmp_path), Display(lambda line: None, False))
+    for name, result in {"trust": {"fallback": True, **trust}, "supernet": {"error": "no time"},
+                         "plan": {"steps": 20, "step": 0.01, "watch": 20, "tried": 8}, "stride": {"slices": 6},
+                         "low fidelity": {"epochs": 0.1, "seconds": 1.0}, "trainable": {"ms": 1e9, "witnesses": [0]}}.items():
+        run.ledger.store(name, result)
+    return run
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize(("strategy", "recipe"), [("gdas", "gdas"), ("hybrid-gradient", "nasopt"), ("nsga2", "")])
+def test_all_candidates_start_with_the_weights_that_the_relaxed_network_has_in_the_end(
+    strategy: str, recipe: str, small: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of random search, too, whether it follows at once or in a resumed run."""
+    starts, real = list[dict[str, torch.Tensor]](), phases.train.fit
+
+    def fit(net: torch.nn.Module, *rest: Any) -> Any:
+        starts.append({k: v.clone() for k, v in net.state_dict().items()})
+        return real(net, *rest)
+
+    monkeypatch.setattr("nasopt.estimators.images.train.fit", fit)
+    storage = Memory()
+    run = distrustful(small, strategy, storage, tmp_path)
+    studies = [run.search(strategy, storage), run.search("random", Memory(), "random search")]
+    storage.put("stopped random search", b"null")
+    studies.append(distrustful(small, strategy, storage, tmp_path).search("random", Memory(), "random search"))
+    source, blob = small.net, storage.get(f"{recipe}.weights")
+    if blob is not None:
+        source = phases.copy.deepcopy(small.net)
+        source.load_state_dict(phases.weights_of(blob))
+    assert (blob is not None) == bool(recipe)
+    trials = [t for study in studies for t in study.trials if "error" in t.metrics]
+    assert len(trials) == len(starts) == 15
+    for trial, start in zip(trials, starts, strict=True):
+        wanted = choices.extract(source, trial.ask.arch).state_dict()
+        assert start.keys() == wanted.keys() and all(torch.equal(start[k], wanted[k]) for k in wanted)
+
+
+@pytest.mark.parametrize("place", ["nasopt.estimators.images.train.fit", "nasopt.nets.differentiable.DifferentiableSearch.run"])
+def test_a_search_from_relaxed_weights_that_was_interrupted_gives_the_same_trials(
+    place: str, small: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between an ask and its answer, and between two slices."""
+    def trials(storage: Memory) -> list[tuple[Ask, float, str | None]]:
+        study = distrustful(small, "gdas", storage, tmp_path).search("gdas", storage)
+        return [(t.ask, t.metrics["error"], t.error) for t in study.trials]
+
+    whole, calls, cut = trials(Memory()), list[int](), Memory()
+    with monkeypatch.context() as patch:
+        owner, name = place.rsplit(".", 1)
+        real = getattr(phases.train if name == "fit" else phases.relaxed.DifferentiableSearch, name)
+
+        def once(*given: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return real(*given)
+
+        patch.setattr(f"{owner}.{name}", once)
+        with pytest.raises(KeyboardInterrupt):
+            trials(cut)
+    assert len(list(cut.events())) == (6 if name == "fit" else 1)
+    assert trials(cut) == whole and len(whole) == 5
+
+
+@pytest.mark.parametrize("strategy", ["nsga2", "gdas"])
+def test_what_witnesses_gave_counts_if_they_began_as_the_candidates_do(strategy: str, small: Setup, tmp_path: Path) -> None:
+    storage = Memory()
+    run = distrustful(small, strategy, storage, tmp_path, value=0.1)
+    run.ledger.store("witness 0", {"alone": 0.123, "own error": 0.123, "own training_seconds": 1.0})
+    first = run.search("random", Memory(), "random search").trials[0]
+    assert (first.ask.arch == run.witnesses()[0]) == (first.metrics["error"] == 0.123) == (strategy == "nsga2")
+
+
+def test_a_network_with_partial_channels_has_other_layers(setup: Setup) -> None:
+    nb201 = replace(setup, config=replace(setup.config, space="nb201"))
+    assert not relaxed.whole(nb201, "pcdarts")
+    assert relaxed.whole(nb201, "darts1") and relaxed.whole(setup, "pcdarts")
 
 
 def test_with_too_little_time_the_cheapest_of_the_witnesses_can_be_trained(setup: Setup, tmp_path: Path,

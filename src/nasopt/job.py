@@ -253,6 +253,8 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
     relaxed = certify.report(phases.storage, config.strategy)
     ending = targets.verdict(config.target, setup.problem, delivered, plan["skipped"]) if config.target else None
     parts = {part: len(getattr(setup.split, part)) for part in ("train", "val", "test")}
+    estimates = "stand-alone" if trust["fallback"] else "one-shot"
+    estimates += ", from the weights of the relaxed network" if phases.inherits else ""
     return {
         "title": f"nasopt: {setup.dataset.name}",
         "command": command(config, phases.folder.path),
@@ -268,7 +270,7 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
         "dominated": [r for r in trained if r not in front],
         "designed": designed,
         "search": search | {"front_hypervolume": compare(allowed, designed, names),
-                            "estimator": "stand-alone" if trust["fallback"] else "one-shot"},
+                            "estimator": estimates},
         **({} if relaxed is None else {"relaxed": relaxed}),
         **({} if ending is None else {"target": ending}),
         "trust": {k: v for k, v in trust.items() if k != "sentence" or "value" not in trust},

@@ -49,18 +49,18 @@ class OneShot:
 class StandAlone:
     """Validation error after a training of its own, of ``recipe.epochs`` times the ask's fidelity.
 
-    ``untrained`` is the network with choices before any training: every candidate starts from its initial weights.
+    ``source`` is the network with choices with whose weights every candidate starts.
     Returns ``error``, a fraction, and ``training_seconds``.
     """
 
-    untrained: nn.Module
+    source: nn.Module
     training: train.Images
     validation: train.Images
     recipe: train.Recipe
     augment: train.Augment
 
     def __call__(self, ask: Ask) -> Metrics:
-        alone = choices.extract(self.untrained, ask.arch)
+        alone = choices.extract(self.source, ask.arch)
         recipe = self.recipe.scaled(ask.fidelity)
         fitted = train.fit(alone, self.training, recipe, self.augment, ask.seed, ask.number)
         return {"error": train.error(alone, self.validation, fast=True), "training_seconds": fitted.seconds}

@@ -39,8 +39,7 @@ from nasopt.run.executors import Serial
 from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
 from nasopt.strategies.catalogue import GRADIENT, NETWORKS, make
-from nasopt.strategies.gradient import Gradient
-from nasopt.strategies.hybrid import Portfolio
+from nasopt.strategies.gradient import weights_of
 from nasopt.strategies.stopping import Reached, SmallGain
 from nasopt.trial import Ask, Constraint, Metrics, Problem, Study, Trial
 
@@ -183,10 +182,10 @@ class Phases:
         setup = self.setup
         return final.epoch_seconds(choices.extract(setup.net, arch), setup.lessons, train.Recipe(), setup.augment)
 
-    def alone(self) -> StandAlone:
-        """Judges by a short training of its own."""
+    def alone(self, source: nn.Module) -> StandAlone:
+        """Judges by a short training of its own, from the weights of a network with choices."""
         s = self.setup
-        return StandAlone(s.net, s.training, s.validation, self.low_fidelity(), s.augment)
+        return StandAlone(source, s.training, s.validation, self.low_fidelity(), s.augment)
 
     def trust(self) -> dict[str, Any]:
         """Trains the witnesses alone and compares the two orders."""
@@ -206,7 +205,7 @@ class Phases:
         """Both errors of a witness; one that fails is left out of the comparison."""
         ask, found = Ask(k, arch, 1.0, self.setup.config.seed, "trust"), dict[str, Any]()
         try:
-            found = {f"own {name}": value for name, value in self.alone()(ask).items()}
+            found = {f"own {name}": value for name, value in self.alone(self.setup.net)(ask).items()}
             found["alone"] = found["own error"]
             found["shared"] = self.one_shot()(ask)["error"]
         except (FloatingPointError, MemoryError, RuntimeError) as problem:
@@ -282,16 +281,33 @@ class Phases:
         if not self.trust()["fallback"]:
             return Staged(self.problem, [Costs(setup.net, models, setup.example), self.one_shot()])
         costs = Costs(setup.net, [self.steps, *models], setup.example)
-        return Staged(self.problem, [costs, Known(self.known(), self.alone())])
+        alone = self.alone(self.mixture) if self.inherits else Known(self.known(), self.alone(setup.net))
+        return Staged(self.problem, [costs, alone])
+
+    @property
+    def inherits(self) -> bool:
+        """Whether candidates are trained alone and begin with the weights of the network that the gradients have trained."""
+        name = self.setup.config.strategy
+        return name in NETWORKS and self.trust()["fallback"] and relaxed.whole(self.setup, relaxed.recipe_of(name))
+
+    @cached_property
+    def mixture(self) -> nn.Module:
+        """The network that a gradient strategy relaxes, with the weights that were kept, if it was trained."""
+        name = relaxed.recipe_of(self.setup.config.strategy)
+        net = relaxed.network(self.setup, name, None if "error" in self.supernet() else self.shared)
+        blob = self.storage.get(f"{name}.weights")
+        if blob is not None:
+            net.load_state_dict(weights_of(blob))
+        return net
 
     def search(self, name: str, storage: Storage, title: str = "search", initial: Sequence[Arch] = ()) -> Study:
-        """Runs a strategy on the estimator for its share of the time. It begins with the witnesses that are known already
-        and with ``initial``."""
+        """Runs a strategy on the estimator for its share of the time. It begins with the witnesses, unless their trainings began
+        with other weights than the candidates' will, and with ``initial``."""
         done = self.ledger.recall(f"stopped {title}")
         if done is not None:
             return replace(load(storage), problem=self.problem, stopped=done)
         setup, main = self.setup, threading.current_thread() is threading.main_thread()
-        known = self.witnesses() if "value" in self.trust() else []
+        known = self.witnesses() if "value" in self.trust() and not self.inherits else []
         strategy = self._strategy(name, title, [*known, *initial])
         with self.display.phase(title) as watch:
             study = search(self.problem, strategy, self.estimator(), storage=storage, seed=setup.config.seed,
@@ -300,9 +316,8 @@ class Phases:
                            watch=self._narrate(watch, title), stop=self._stop if title == "search" else None)
         if study.stopped == INTERRUPTED:
             raise KeyboardInterrupt
-        for member in strategy.members.values() if isinstance(strategy, Portfolio) else [strategy]:
-            for alarm in member.alarms if isinstance(member, Gradient) else ():
-                self.display.log(alarm.text())
+        for alarm in strategy.gradient.alarms if isinstance(strategy, relaxed.Relaxed) else ():
+            self.display.log(alarm.text())
         self.ledger.store(f"stopped {title}", study.stopped)
         return study
 
@@ -317,11 +332,10 @@ class Phases:
         """The strategy of that name. One that trains a network begins with what it finds, not with ``initial``."""
         if name not in NETWORKS:
             return make(name, self.problem, self.setup.config.seed, initial)
-        net = relaxed.network(self.setup, relaxed.recipe_of(name), None if "error" in self.supernet() else self.shared)
         stride = self.ledger.remember("stride", lambda: {
             "slices": relaxed.stride(self.seconds(title), self._evaluation(), self.setup.config.trials)})
         setup = replace(self.setup, problem=self.problem)
-        return relaxed.strategy(setup, name, net, self.plan(), stride["slices"], self.storage, initial)
+        return relaxed.strategy(setup, name, self.mixture, self.plan(), stride["slices"], self.storage, initial, self.inherits)
 
     def plan(self) -> relaxed.Plan:
         """How a gradient strategy's time is divided."""

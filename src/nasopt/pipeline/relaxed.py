@@ -23,6 +23,7 @@ from nasopt.strategies.gradient import RECIPES, SLICES, TRIED, TUNING, Blobs, Gr
 from nasopt.strategies.hybrid import Portfolio
 from nasopt.strategies.random import Unseen
 from nasopt.strategies.watch import watch
+from nasopt.trial import Ask, Trial
 
 SHARE = 0.5
 """Of a search's time, what the training of the relaxed network takes."""
@@ -65,12 +66,16 @@ def recipe_of(strategy: str) -> str:
 def network(setup: Setup, name: str, shared: nn.Module | None) -> nn.Module:
     """What a recipe relaxes: a network of the space with partial channels, if the recipe and the space have them; else one that
     begins with the shared weights, if they were trained. The seed decides the weights of a new one."""
-    build, parts = PARTIAL.get(setup.config.space), RECIPES[name].partial
-    if parts > 1 and build is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(integer(setup.config.seed, 0, "weights"))
-            return build(setup.dataset.input_shape, len(setup.dataset.classes), parts)
-    return copy.deepcopy(setup.net if shared is None else shared)
+    if whole(setup, name):
+        return copy.deepcopy(setup.net if shared is None else shared)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(integer(setup.config.seed, 0, "weights"))
+        return PARTIAL[setup.config.space](setup.dataset.input_shape, len(setup.dataset.classes), RECIPES[name].partial)
+
+
+def whole(setup: Setup, name: str) -> bool:
+    """Whether what a recipe relaxes has the layers of the space's own network, so that candidates can begin with its weights."""
+    return RECIPES[name].partial == 1 or setup.config.space not in PARTIAL
 
 
 def plan(setup: Setup, name: str, seconds: float) -> Plan:
@@ -115,8 +120,28 @@ def every(look: float, seconds: float) -> int:
     return next((k for k in divisors if SLICES // k * look <= seconds), ONCE)
 
 
-def strategy(setup: Setup, name: str, net: nn.Module, plan: Plan, stride: int, blobs: Blobs,
-             initial: Sequence[Arch] = ()) -> Strategy:
+@dataclass(frozen=True, eq=False)
+class Relaxed:
+    """A strategy and its gradients; ``ahead``: which are trained to the end before the first ask, because all candidates are to
+    begin with one network's weights."""
+
+    strategy: Strategy
+    gradient: Gradient
+    ahead: bool
+
+    def ask(self, n: int, first: int) -> Sequence[Ask]:
+        """What the strategy asks."""
+        if self.ahead:
+            self.gradient.finish()
+        return self.strategy.ask(n, first)
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Tells the strategy."""
+        self.strategy.tell(trials)
+
+
+def strategy(setup: Setup, name: str, net: nn.Module, plan: Plan, stride: int, blobs: Blobs, initial: Sequence[Arch] = (),
+             ahead: bool = False) -> Relaxed:
     """The strategy, watched and guarded; its weights are kept in ``blobs``. Of the hybrid all members share what was seen, what
     the best choose draws α, the seconds of a slice count against gradients, and the other members begin with ``initial``."""
     recipe, seed, problem = recipe_of(name), setup.config.seed, setup.problem
@@ -124,9 +149,10 @@ def strategy(setup: Setup, name: str, net: nn.Module, plan: Plan, stride: int, b
     found = Gradient(problem, seed, search, recipe, RECIPES[recipe].flat, blobs=blobs, unseen=unseen, stride=stride,
                      pull=PULL if name == COMBINED else 0.0, watch=plan.watch, guard=True, tried=plan.tried)
     if name != COMBINED:
-        return found
-    return Portfolio(problem, seed, {**members(problem, seed, initial, None, unseen), recipe: found}, start=DESIGN,
-                     overheads={recipe: lambda: stride * plan.steps / SLICES * plan.step if found.training else 0.0})
+        return Relaxed(found, found, ahead)
+    together = Portfolio(problem, seed, {**members(problem, seed, initial, None, unseen), recipe: found}, start=DESIGN,
+                         overheads={recipe: lambda: stride * plan.steps / SLICES * plan.step if found.training else 0.0})
+    return Relaxed(together, found, ahead)
 
 
 def stride(seconds: float, evaluation: float, trials: int | None = None) -> int:

@@ -118,7 +118,8 @@ class Blobs(Protocol):
 @dataclass(eq=False)
 class Gradient:
     """A differentiable search as a strategy: every ask first trains the next slices and then asks for the architecture of the
-    largest α or, if that was asked before, for a draw from softmax(α). After the last slice all asks are draws.
+    largest α or, if that was asked before, for a draw from softmax(α). After the last slice all asks are draws. Slices that were
+    trained ahead (`finish`) are gone through in the same way.
 
     The training is deterministic, so that a replay comes to the same; with ``blobs`` it is not repeated: the weights are kept
     there after each slice.
@@ -177,6 +178,7 @@ class Gradient:
         self._seen = self.unseen or Unseen(self.problem)
         self._kept = self._recall()
         self._back: int | None = None
+        self._gone = 0
         self._told: list[Trial] = []
 
     def ask(self, n: int, first: int) -> list[Ask]:
@@ -184,6 +186,7 @@ class Gradient:
         asks: list[Ask] = []
         for number in range(first, first + n):
             self._train_on(self.stride)
+            self._gone += self.stride
             row = self._candidate(number)
             if not len(row):
                 break
@@ -232,13 +235,14 @@ class Gradient:
 
     def _candidate(self, number: int) -> Rows:
         """A row that was not seen, or none."""
-        lay, scores = self._seen.layout, self.history[-1].scores
-        row = self._seen.fresh(lay.rows([self.architecture]))
+        trained = len(self.history) - (self._back is not None)
+        lay, now = self._seen.layout, self.history[self._gone - 1 if self._gone < trained else -1]
+        row = self._seen.fresh(lay.rows([now.architecture]))
         generator = torch.Generator().manual_seed(integer(self.seed, number, "gradient"))
         for _ in range(SPREAD):
             if len(row):
                 return row
-            row = self._seen.fresh(lay.rows([relaxed.draw(self.search.net, scores, generator)]))
+            row = self._seen.fresh(lay.rows([relaxed.draw(self.search.net, now.scores, generator)]))
         return self._seen.draw(1, rng(self.seed, number, "gradient"))
 
     # ------------------------------------------------------------------------------------------------------------- slices
@@ -293,7 +297,7 @@ class Gradient:
         blob = None if self.blobs is None else self.blobs.get(f"{self.name}.weights")
         if blob is None:
             return ()
-        self.search.load({k.removeprefix("search "): v for k, v in load(blob).items() if k.startswith("search ")})
+        self.search.load(_part(blob, "search "))
         return history_of(blob).slices
 
 
@@ -304,3 +308,13 @@ HISTORY = "history"
 def history_of(blob: bytes) -> History:
     """What `Gradient` kept beside the weights."""
     return History.from_text(load(blob)[HISTORY].numpy().tobytes().decode())
+
+
+def weights_of(blob: bytes) -> dict[str, Tensor]:
+    """The state of the relaxed network in what `Gradient` kept."""
+    return _part(blob, "search net ")
+
+
+def _part(blob: bytes, prefix: str) -> dict[str, Tensor]:
+    """The kept tensors whose names begin so, by the rest of their names."""
+    return {k.removeprefix(prefix): v for k, v in load(blob).items() if k.startswith(prefix)}
