@@ -38,7 +38,7 @@ from nasopt.protocols import Estimator, Storage, Strategy
 from nasopt.run.executors import Serial
 from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
-from nasopt.strategies.catalogue import GRADIENT, NETWORKS, make
+from nasopt.strategies.catalogue import COLD, NETWORKS, PREFERENCE, make
 from nasopt.strategies.gradient import Gradient
 from nasopt.strategies.hybrid import Portfolio
 from nasopt.strategies.stopping import Reached, SmallGain
@@ -74,19 +74,22 @@ WITNESSES = 8
 
 
 def seconds_of(config: Config, phase: str) -> float:
-    """The share of the time budget that a phase has. Gradient strategies have no warm start, and its time for the search."""
-    if config.strategy in GRADIENT and phase == "search":
+    """The share of the time budget that a phase has. Strategies without a warm start have its time for the search."""
+    if config.strategy in COLD and phase == "search":
         return (SHARES["warm start"] + SHARES["search"]) * config.seconds
     return SHARES[phase] * config.seconds
 
 
-def planned(setup: Setup) -> relaxed.Plan:
-    """How a gradient strategy's time is to be divided.
+def planned(setup: Setup, sampled: Sampled) -> relaxed.Plan:
+    """How the time of a strategy that trains a network is to be divided.
 
     Raises:
-        InputError: there is too little.
+        InputError: there is too little, or the strategy is not for this space or these objectives.
     """
-    return relaxed.plan(setup, setup.config.strategy, seconds_of(setup.config, "search"))
+    seconds = seconds_of(setup.config, "search")
+    if setup.config.strategy == PREFERENCE:
+        return relaxed.plan_of_preferences(setup, seconds, sampled)
+    return relaxed.plan(setup, setup.config.strategy, seconds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +107,13 @@ class Phases:
         return Ledger(self.storage)
 
     def seconds(self, phase: str) -> float:
-        """The share of the time budget that a phase has."""
-        return seconds_of(self.setup.config, phase)
+        """The share of the time budget that a phase has; of the search what its costs' tables left of it."""
+        return seconds_of(self.setup.config, phase) - (self.measured if phase == "search" else 0.0)
+
+    @property
+    def measured(self) -> float:
+        """Seconds of the search that were spent before it began."""
+        return self.plan().measured if self.setup.config.strategy in NETWORKS else 0.0
 
     def spent(self) -> float:
         """Seconds of all phases so far."""
@@ -317,8 +325,8 @@ class Phases:
         return relaxed.strategy(setup, name, net, self.plan(), stride["slices"], self.storage, initial)
 
     def plan(self) -> relaxed.Plan:
-        """How a gradient strategy's time is divided."""
-        return relaxed.Plan(**self.ledger.remember("plan", lambda: asdict(planned(self.setup))))
+        """How the time of a strategy that trains a network is divided."""
+        return relaxed.Plan(**self.ledger.remember("plan", lambda: asdict(planned(self.setup, self.sampled))))
 
     def _evaluation(self) -> float:
         """Seconds that the search's estimator takes for a random architecture, about."""
