@@ -134,6 +134,8 @@ def test_what_is_no_gradient_run_is_refused(runs: tuple[Path, Path], tmp_path: P
     (tmp_path / "empty.db").rename(empty / "study.db")
     assert "interrupted before it began" in words(capsys, 2, empty)
     assert "searched by hybrid, which follows no gradient" in words(capsys, 2, written(tmp_path / "h", strategy="hybrid"))
+    one_for_all = written(tmp_path / "p", strategy="preference")
+    assert "searched by preference, which has no one α to certify" in words(capsys, 2, one_for_all)
     none = written(tmp_path / "g", strategy="gdas")
     assert "0 slices" in (told := words(capsys, 2, none)) and "nasopt resume" in told
     with closing(Sqlite(none / "study.db")) as storage:

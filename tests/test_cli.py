@@ -263,9 +263,10 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert "search" in capsys.readouterr().out
 
 
-def test_the_command_line_names_every_strategy() -> None:
-    from nasopt.strategies.catalogue import GRADIENT, STRATEGIES
+def test_the_command_line_names_every_strategy(job: Job) -> None:
+    from nasopt.strategies.catalogue import GRADIENT, NETWORKS, STRATEGIES
     from nasopt.strategies.gradient import RECIPES
 
     assert list(get_args(Strategies)) == sorted(STRATEGIES) == list(STRATEGIES)
     assert list(get_args(Gradients)) == sorted(RECIPES) == list(GRADIENT)
+    assert all(main(["search", "--strategy", name]) == 0 for name in NETWORKS)

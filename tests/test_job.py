@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,15 @@ from torch import nn
 
 import nasopt
 from nasopt import job
+from nasopt.cost.lookup import Lookup
 from nasopt.errors import InputError
-from nasopt.nets.choices import BatchNorm2d, Conv2d, OneOf, Width
-from nasopt.pipeline import phases
-from nasopt.run.storage import Sqlite
+from nasopt.nets.choices import BatchNorm2d, Conv2d, OneOf, Width, space_of
+from nasopt.pipeline import phases, relaxed
+from nasopt.pipeline.setup import Config, Sampled, Setup, prepare, survey
+from nasopt.run.storage import Memory, Sqlite
+from nasopt.spaces.darts import darts
+from nasopt.strategies.preference import Preference
+from nasopt.tasks.data import load
 from nasopt.trial import Constraint, Objective
 
 
@@ -124,6 +132,52 @@ def test_a_gradient_strategy_runs_as_the_others_do(data: Path, tmp_path: Path, n
     assert told == ("stand-alone, from the weights of the relaxed network" if run.results["trust"]["fallback"] else "one-shot")
 
 
+def test_a_search_for_all_preferences_pays_for_its_tables_and_tells_how_well_they_predict(
+        data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plan(setup: Setup, seconds: float, sampled: Sampled) -> relaxed.Plan:
+        return relaxed.Plan(20, 0.01, 0, 0, [t.to_json() for t in relaxed.cost_tables(setup, sampled)], 0.13 * 8 - 0.01)
+
+    lines = list[str]()
+    monkeypatch.setattr(relaxed, "plan_of_preferences", plan)
+    monkeypatch.setattr("nasopt.pipeline.setup._check_output", lambda setup: None)
+    for user in ("nasopt.job", "nasopt.pipeline.final"):
+        monkeypatch.setattr(f"{user}.has_onnx", lambda: False)
+    run = search(data, tmp_path / "run", strategy="preference", budget=8.0, networks=1, log=lines.append)
+    phase, curve = run.results["provenance"]["phases"], run.results["search"]["curves"]["preference"]
+    assert run.front() and phase["warm start"] == 0 and phase["search"] > 1.03
+    assert len(curve["seconds"]) == 1, "0.01 s were left for the search"
+    assert curve["seconds"][0] > 1.03
+    told, = (line for line in lines if "sums over choices, against 4 measured networks: latency_ms off by" in line)
+    assert told == run.results["trust"]["costs"] and told in run.report.read_text()
+    assert "gradient search" not in run.report.read_text()
+    with closing(Sqlite(run.path / "study.db", readonly=True)) as log:
+        assert log.get("preference.weights") is not None
+
+
+def test_tables_of_costs_leave_out_what_is_the_same_everywhere(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two networks with as many parameters."""
+    torch.manual_seed(0)
+    net = nn.Sequential(Conv2d(1, 3, 3), OneOf({"relu": nn.ReLU(), "pool": nn.MaxPool2d(2)}), nn.AdaptiveAvgPool2d(1),
+                        nn.Flatten())
+    aims = tuple(Objective(name) for name in ("error", "params", "latency_ms"))
+    monkeypatch.setattr("nasopt.pipeline.setup._check_output", lambda setup: None)
+    setup = prepare(Config("bars", "own", aims, strategy="preference"), load(str(data)), net)
+    sampled = survey(setup)
+    plan = relaxed.plan_of_preferences(setup, 1000.0, sampled)
+    assert plan.steps > 20 and plan.measured > 0 and [t["name"] for t in plan.tables] == ["latency_ms"]
+    table, = relaxed.cost_tables(setup, sampled)
+    assert table.name == "latency_ms" and table.fit is not None and table.fit.n == len(sampled.archs) == 2
+    made = relaxed.strategy(setup, "preference", relaxed.network(setup, "preference", None), plan, 2, Memory())
+    assert isinstance(made, Preference) and made.stride == 2 * relaxed.LEARNING and made.search.steps == plan.steps
+    again = Lookup.from_json(json.loads(json.dumps(table.to_json())))
+    assert again.costs(sampled.archs).tolist() == table.costs(sampled.archs).tolist()
+    with pytest.raises(InputError, match="no sum over the edges of a cell of node pairs"):
+        relaxed.cost_tables(replace(setup, net=darts(3, 4, 3)), sampled)
+    monkeypatch.setattr(relaxed, "cost_tables", lambda *given: time.sleep(0.2) or [table])
+    with pytest.raises(InputError, match="'preference' relaxes are 0 steps, where 20 are needed at least: give a budget of"):
+        relaxed.plan_of_preferences(setup, 0.2, sampled)  # as long as the tables took
+
+
 def test_the_hybrid_with_gradients_has_them_as_a_member(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asked, every member hears of it, nothing is asked twice, and what the best choose draws alpha."""
     monkeypatch.setattr(phases.relaxed, "plan", lambda setup, name, seconds: phases.relaxed.Plan(40, 0.5, 20, 64))
@@ -144,10 +198,18 @@ def test_the_hybrid_with_gradients_has_them_as_a_member(data: Path, tmp_path: Pa
     assert all(m._unseen is member._seen for name, m in portfolio.members.items() if name in ("gp", "local"))
 
 
-def test_a_gradient_search_that_was_interrupted_comes_to_the_same_weights(data: Path, tmp_path: Path,
+@pytest.mark.parametrize("name", ["gdas", "preference"])
+def test_a_gradient_search_that_was_interrupted_comes_to_the_same_weights(data: Path, tmp_path: Path, name: str,
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    """What depends on the time is fixed here: how many steps fit, and no shared weights to begin with."""
+    """What depends on the time is fixed: how many steps fit, costs, and no shared weights to begin with. The tables of the
+    costs are those of the run's beginning."""
+    table = Lookup("latency_ms", space_of(own()), 1.0, {"width": (0.0, 0.1), "stem": (0.3, 0.0)})
+    tables = iter([[table.to_json()]] * 2)
+    monkeypatch.setattr(phases.relaxed, "plan_of_preferences",
+                        lambda setup, seconds, sampled: phases.relaxed.Plan(40, 0.1, 0, 0, next(tables)))
+    monkeypatch.setattr("nasopt.pipeline.setup._check_output", lambda setup: None)
     monkeypatch.setattr(phases.Phases, "_train_supernet", lambda self: {"error": "not now"})
+    monkeypatch.setattr(phases.StandAlone, "__call__", lambda self, ask: {"error": 1 / (3 + ask.number)})
     monkeypatch.setattr(phases.relaxed, "plan", lambda setup, name, seconds: phases.relaxed.Plan(40, 0.1, 20, 64))
     monkeypatch.setattr(phases.relaxed, "stride", lambda seconds, evaluation, trials: 3)
     narrate, seen = phases.Phases._narrate, list[object]()
@@ -172,13 +234,13 @@ def test_a_gradient_search_that_was_interrupted_comes_to_the_same_weights(data: 
     for interrupt in (0, 2):
         out, _ = tmp_path / str(interrupt), seen.clear()
         with pytest.raises(KeyboardInterrupt):
-            search(data, out, strategy="gdas", budget=500.0, trials=4)
+            search(data, out, strategy=name, budget=500.0, trials=4)
         if interrupt:
             with pytest.raises(KeyboardInterrupt):
                 nasopt.resume(out, net=own(), log=lambda line: None)
         logs.append(Sqlite(out / "study.db", readonly=True))
     whole, cut = ([body["asks"] for kind, body in log.events() if kind == "ask"] for log in logs)
-    weights = [log.get("gdas.weights") for log in logs]
+    weights = [log.get(f"{name}.weights") for log in logs]
     for log in logs:
         log.close()
     assert whole == cut and len(whole) == 4
@@ -236,6 +298,7 @@ def test_export_copies_one_network_and_overwrites_nothing(run: job.Run, tmp_path
     ({"net": None, "space": "cell"}, "did you mean 'cells'"),
     ({"strategy": "nsga22"}, "did you mean 'nsga2'"),
     ({"strategy": "optuna-cmaes"}, "optuna-cmaes optimises one objective, but there are 3"),
+    ({"strategy": "preference", "objectives": "error"}, "add one, such as --objectives error,latency, or choose another"),
     ({"net": own(4)}, "3 classes"),
     ({"net": nn.Conv2d(1, 3, 3)}, "choice"),
     ({"seed": -1}, "seed"),

@@ -30,7 +30,8 @@ def network() -> nn.Module:
     return nn.Sequential(*ops, nn.Flatten(), nn.Linear(36, 2))
 
 
-def strategy(steps: int = 6, slices: int = 3, seed: int = 0, blobs: Blobs | None = None, lr: float = 0.05) -> Preference:
+def strategy(steps: int = 6, slices: int = 3, seed: int = 0, blobs: Blobs | None = None, lr: float = 0.05,
+             stride: int = 1) -> Preference:
     net = network()
     space = choices.space_of(net)
     problem = Problem(space, (Objective("error"), Objective("latency_ms")))
@@ -42,7 +43,7 @@ def strategy(steps: int = 6, slices: int = 3, seed: int = 0, blobs: Blobs | None
     method = replace(METHOD, lr=lr, still=0.0, recipe=Recipe(batch=8, kernel_lr=None, lr=0.05, momentum=0.9, smoothing=0.0))
     search = PreferenceSearch(net, data.part(torch.arange(48)), data.part(torch.arange(48, 96)), [Device([cost])], steps, seed,
                               Augment(), method, entropy=0.1)
-    return Preference(problem, seed, search, slices, blobs)
+    return Preference(problem, seed, search, slices, blobs, stride=stride)
 
 
 def test_the_conformance_kit() -> None:
@@ -68,6 +69,16 @@ def test_after_the_training_it_asks_for_the_front_and_then_for_draws() -> None:
     assert np.abs(asked - chances).max() < 0.1 < chances.max() - 1 / 3, "draws follow the probabilities"
 
 
+def test_slices_before_every_ask_and_a_front_without_order() -> None:
+    found, done = strategy(slices=5, steps=10, stride=2), list[int]()
+    for number in range(4):
+        found.ask(1, number)
+        done.append(found.search.done)
+    assert done == [4, 8, 10, 10]
+    first = [r[0] for r in strategy()._grid]
+    assert sorted(first) == directions(2, GRID)[:, 0].tolist() and np.ptp(first[:6]) > 0.5
+
+
 def test_a_search_that_is_resumed_equals_one_that_was_not_interrupted() -> None:
     kept, whole = Memory(), strategy(slices=4, steps=8)
     asked = [whole.ask(1, k)[0] for k in range(7)]
@@ -85,5 +96,7 @@ def test_bad_input() -> None:
     other = Problem(choices.space_of(nn.Sequential(choices.OneOf({"a": nn.Tanh(), "b": nn.ReLU()}))), made.problem.objectives)
     with pytest.raises(InputError, match="must have the problem's space"):
         Preference(other, 0, made.search)
-    with pytest.raises(InputError, match="at least 1 slice, got 0"):
+    with pytest.raises(InputError, match="at least 1 slice, and 1 before every ask, got 0 and 1"):
         strategy(slices=0)
+    with pytest.raises(InputError, match="got 3 and 0"):
+        strategy(stride=0)

@@ -338,6 +338,8 @@ def test_trust_says_what_the_interval_leaves_open() -> None:
     results["trust"].update(value=0.2, interval=[0.0, 0.4], fallback=True)
     out = " ".join(claims.trust(results))
     assert "stays below the threshold of 0.5" in out and "contains" not in out and "each architecture alone" in out
+    results["trust"]["costs"] = "Costs as sums."
+    assert claims.trust(results)[-1] == "Costs as sums."
 
 
 # -------------------------------------------------------------------------------------------------------------- figures

@@ -151,11 +151,12 @@ def search(
         min=1, metavar="N", help="Search at most this many networks.")] = None,
     networks: Annotated[int, typer.Option(
         min=1, metavar="N", help="Train at most this many networks of the search's front.")] = 10,
-    strategy: Annotated[Literal[Strategies, Gradients, "hybrid-gradient"], typer.Option(
+    strategy: Annotated[Literal[Strategies, Gradients, "hybrid-gradient", "preference"], typer.Option(
         help="How to search: a portfolio of others (hybrid; hybrid-gradient, with gradients among them); Bayesian optimisation "
              "(gp, gp-lcb, gp-ts, forest); evolution (nsga2, nsga3, rea); Optuna's samplers (pip install 'nasopt\\[optuna]'); "
              "local search; a space that grows and loses bad options (progressive); more effort for the better ones of random "
-             "ones (asha, hyperband); by gradients of a relaxed network (darts1 and the other methods of its family); at random.",
+             "ones (asha, hyperband); by gradients of a relaxed network (darts1 and the other methods of its family; preference, "
+             "one network for all trade-offs); at random.",
     )] = "hybrid",
     min_gain: Annotated[str | None, typer.Option(
         metavar="SHARE", help="End the search early, when the next tenth of its networks is expected to add less than this to "

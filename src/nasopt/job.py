@@ -31,12 +31,12 @@ from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.phases import Phases, load_weights, weights_to_bytes
 from nasopt.pipeline.progress import Display
-from nasopt.pipeline.relaxed import Plan
+from nasopt.pipeline.relaxed import Plan, said_of
 from nasopt.pipeline.setup import Config, Sampled, Setup, check_config, fingerprint, has_onnx, prepare, survey
 from nasopt.run.search import spent
 from nasopt.run.storage import Sqlite
 from nasopt.space import Arch
-from nasopt.strategies.catalogue import GRADIENT, NETWORKS
+from nasopt.strategies.catalogue import COLD, NETWORKS
 from nasopt.tasks.data import WORDS, Dataset, Split, load
 from nasopt.trial import Constraint, Objective, Study, nondominated
 
@@ -97,8 +97,8 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
         target: a bound, or several that one network must meet, such as "error<=6%": the run ends with the first trained network
             whose error on the validation part and whose costs meet it, or with the budget. All time is the target's then: no
             random search and no hand-designed networks beside.
-        device: where networks are trained, ``cpu``, ``cuda`` or ``cuda:1``, ...; gradient strategies only on the CPU. Latencies
-            and the other costs are those of the CPU.
+        device: where networks are trained, ``cpu``, ``cuda`` or ``cuda:1``, ...; strategies that relax a network only on the CPU.
+            Latencies and the other costs are those of the CPU.
         mirror: deliver networks that answer with the mean for an image and for its mirror image, for images that are mirrored in
             training: less error at twice the latency.
         out: the run folder; it must not exist yet.
@@ -126,7 +126,7 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
     setup = prepare(config, data if isinstance(data, Dataset) else load(data), net)
     sampled = survey(setup)
     log(preflight(setup, folder))
-    plan = phase.planned(setup) if strategy in NETWORKS else None
+    plan = phase.planned(setup, sampled) if strategy in NETWORKS else None
     with folder.created():
         storage = Sqlite(folder.study)
         try:
@@ -145,6 +145,7 @@ def _begin(storage: Sqlite, setup: Setup, sampled: Sampled, plan: Plan | None) -
     ledger.store("data", fingerprint(setup.dataset))
     if plan is not None:
         ledger.store("plan", asdict(plan))
+        ledger.charge("search", plan.measured)
     storage.put("initial.weights", weights_to_bytes(setup.net))
     ledger.store("config", setup.config.to_json())
 
@@ -216,13 +217,17 @@ def _carry_out(phases: Phases) -> Run:
     with phases.ledger.timed("trust"):
         trust = phases.trust()
     phases.display.log(trust["sentence"])
+    costs = said_of(phases.plan()) if name in NETWORKS else ""
+    if costs:
+        phases.display.log(costs)
+        trust = {**trust, "costs": costs}
     initial = list[Arch]()
-    if name != "random" and name not in GRADIENT:
+    if name != "random" and name not in COLD:
         with phases.ledger.timed("warm start"):
             initial = phases.warm_start()
     with phases.ledger.timed("search"):
         study = phases.search(name, phases.storage, initial=initial)
-    head = phases.ledger.seconds("warm start")  # part of what the search cost
+    head = phases.ledger.seconds("warm start") + phases.measured  # part of what the search cost
     times, studies = {name: [head + s for s in spent(phases.storage)]}, {name: study}
     if name != "random" and not phases.setup.config.target:
         with phases.ledger.timed("random search"), closing(Sqlite(folder.random)) as log:

@@ -38,7 +38,7 @@ def here(device: str = "cpu") -> str:
 
 @dataclass(frozen=True)
 class Fit:
-    """The sum against the true cost of ``n`` random architectures: the mean and the largest relative error, and Spearman's
+    """The sum against the true cost of ``n`` architectures: the mean and the largest relative error, and Spearman's
     coefficient (0 if one of both is constant)."""
 
     n: int
@@ -112,11 +112,27 @@ class Lookup:
                              f"{device!r}: measure it there.")
         return self
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"format": FORMAT, "name": self.name, "device": self.device, "base": self.base, "parts": dict(self.parts),
+                "fit": None if self.fit is None else asdict(self.fit), "space": spaces.to_json(self.space)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Lookup:
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, AttributeError, ValueError: it is something else.
+        """
+        if data["format"] != FORMAT:
+            raise ValueError(f"format {data['format']!r}")
+        parts = {str(k): tuple(float(v) for v in part) for k, part in data["parts"].items()}
+        return cls(str(data["name"]), spaces.from_json(data["space"]), float(data["base"]), parts, str(data["device"]),
+                   None if data["fit"] is None else Fit(**data["fit"]))
+
     def write(self, path: str | Path) -> None:
         """As JSON; `read` is the inverse."""
-        data = {"format": FORMAT, "name": self.name, "device": self.device, "base": self.base, "parts": dict(self.parts),
-                "fit": None if self.fit is None else asdict(self.fit), "space": spaces.to_json(self.space)}
-        Path(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
 
 
 def read(path: str | Path) -> Lookup:
@@ -126,12 +142,7 @@ def read(path: str | Path) -> Lookup:
         InputError: no such file, or it holds something else.
     """
     try:
-        data: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-        if data["format"] != FORMAT:
-            raise ValueError(f"format {data['format']!r}")
-        parts = {str(k): tuple(float(v) for v in part) for k, part in data["parts"].items()}
-        return Lookup(str(data["name"]), spaces.from_json(data["space"]), float(data["base"]), parts, str(data["device"]),
-                      None if data["fit"] is None else Fit(**data["fit"]))
+        return Lookup.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as problem:
         raise InputError(f"{str(path)!r} is no table of costs ({problem}): write it with Lookup.write.") from None
 
@@ -211,10 +222,20 @@ def compared(table: Lookup, cost: Callable[[Arch], float], n: int, seed: int = 0
     lay = spaces.layout(table.space)
     drawn = lay.archs(lay.random(rng(seed, 0, "lookup"), 4 * n))
     archs = sorted(drawn, key=lambda a: not spaces.connected(table.space, a))[:n]
-    true, sums = np.array([float(cost(a)) for a in archs]), table.costs(archs)
+    return fit_of(table, archs, [float(cost(a)) for a in archs])
+
+
+def fit_of(table: Lookup, archs: Sequence[Arch], costs: Sequence[float]) -> Fit:
+    """The table against the true costs of these architectures.
+
+    Raises:
+        InputError: a true cost is not above 0, so that it has no relative error.
+    """
+    true, sums = np.array(costs), table.costs(archs)
     if not (np.isfinite(true) & (true > 0)).all():
         raise InputError(f"{table.name} of a random architecture is not above 0: give a cost that is, or compare nothing "
                          "(check=0).")
     error = np.abs(sums - true) / true
     constant = np.ptp(true) == 0 or np.ptp(sums) == 0
-    return Fit(n, float(error.mean()), float(error.max()), 0.0 if constant else float(stats.spearmanr(sums, true).statistic))
+    spearman = 0.0 if constant else float(stats.spearmanr(sums, true).statistic)
+    return Fit(len(archs), float(error.mean()), float(error.max()), spearman)

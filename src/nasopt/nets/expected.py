@@ -48,6 +48,17 @@ def smooth_peak(values: Tensor, temperature: float) -> Tensor:
     return temperature * (values / temperature).logsumexp(0)
 
 
+def check(net: nn.Module) -> None:
+    """Refuses networks whose costs are no sums over choices.
+
+    Raises:
+        InputError: a cell of `nasopt.nets.choices.Pairs`, whose edges are not chosen independently.
+    """
+    if any(isinstance(choice, Pairs) for choice in plan_of(net).choices):
+        raise InputError("a cost is no sum over the edges of a cell of node pairs, of which two a node are kept: search such "
+                         "cells without costs, or with a strategy that measures every network.")
+
+
 class Cost:
     """What a mixture costs, on a scale from 0 for the least to 1 for the most of its space: a function of the weights of every
     group of `nasopt.nets.relaxed.groups`, scalar.
@@ -67,8 +78,8 @@ class Cost:
         low, high: the ends of the scale, in the tables' unit; of several tables the largest of their ends.
 
     Raises:
-        InputError: no table, one for another space or device, one that is the same for every architecture, or a cell of
-            `nasopt.nets.choices.Pairs`, whose edges are not chosen independently.
+        InputError: no table, one for another space or device, one that is the same for every architecture, or a network that
+            `check` refuses.
     """
 
     def __init__(self, net: nn.Module, tables: Sequence[Lookup], device: str, temperature: float = 0.01) -> None:
@@ -76,9 +87,7 @@ class Cost:
         self.name = "+".join(dict.fromkeys(t.name for t in tables))
         if not tables or any(t.on(device).space != plan.space for t in tables):
             raise InputError("a cost needs a table of the network's own space: make it with additive(space_of(net), ...).")
-        if any(isinstance(choice, Pairs) for choice in plan.choices):
-            raise InputError(f"{self.name} is no sum over the edges of a cell of node pairs, of which two a node are kept: "
-                             "search such cells without costs.")
+        check(net)
         self.low, self.high = (float(max(ends)) for ends in zip(*(t.span() for t in tables), strict=True))
         if not self.high > self.low:
             raise InputError(f"{self.name} is {self.low:g} for every architecture: leave it out.")

@@ -19,7 +19,7 @@ from nasopt.pipeline.relaxed import recipe_of
 from nasopt.pipeline.setup import Config
 from nasopt.protocols import Storage
 from nasopt.run.storage import Sqlite
-from nasopt.strategies.catalogue import NETWORKS
+from nasopt.strategies.catalogue import HISTORIES, PREFERENCE
 from nasopt.strategies.gradient import history_of
 from nasopt.strategies.watch import DEEP, History, Slice, recording
 
@@ -90,8 +90,9 @@ def read(path: Path) -> Searched:
         if ledger.recall("config") is None:
             raise InputError(f"{path} was interrupted before it began: remove it and start again.")
         config = Config.from_json(ledger.recall("config"))
-        if config.strategy not in NETWORKS:
-            raise InputError(f"{path} was searched by {config.strategy}, which follows no gradient: give a run of "
+        if config.strategy not in HISTORIES:
+            why = "has no one α to certify" if config.strategy == PREFERENCE else "follows no gradient"
+            raise InputError(f"{path} was searched by {config.strategy}, which {why}: give a run of "
                              "nasopt search --strategy darts1, or of another of its family.")
         history = kept(storage, config.strategy)
         if history is None or len(history.slices) < MIN_STEPS:
@@ -154,8 +155,8 @@ def _numbers(done: Slice) -> dict[str, float | None]:
 
 def report(storage: Storage, strategy: str) -> dict[str, Any] | None:
     """What a run's report shows of its gradient search: `summary` and ``certificate``, the lines of its certificate or why there
-    is none; None if the strategy follows no gradient or has trained no slice."""
-    history = kept(storage, strategy) if strategy in NETWORKS else None
+    is none; None if the strategy has no one α or has trained no slice."""
+    history = kept(storage, strategy) if strategy in HISTORIES else None
     if history is None:
         return None
     try:

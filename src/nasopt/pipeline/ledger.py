@@ -53,6 +53,10 @@ class Ledger:
                 self.store(f"peaks of {phase}", {name: max(peak, known.get(name, 0.0)) for name, peak in now.items()})
         self.store(f"complete {phase}", True)
 
+    def charge(self, phase: str, seconds: float) -> None:
+        """Counts seconds as the phase's before it begins."""
+        self.store(f"seconds of {phase}", seconds)
+
     def seconds(self, phase: str) -> float:
         """Seconds that a phase has taken so far."""
         return float(self.recall(f"seconds of {phase}") or 0.0)

@@ -38,7 +38,7 @@ from nasopt.protocols import Estimator, Storage, Strategy
 from nasopt.run.executors import Serial
 from nasopt.run.search import INTERRUPTED, Budget, Progress, load, search
 from nasopt.space import Arch
-from nasopt.strategies.catalogue import GRADIENT, NETWORKS, make
+from nasopt.strategies.catalogue import COLD, NETWORKS, PREFERENCE, make
 from nasopt.strategies.gradient import weights_of
 from nasopt.strategies.stopping import Reached, SmallGain
 from nasopt.trial import Ask, Constraint, Metrics, Problem, Study, Trial
@@ -73,23 +73,26 @@ WITNESSES = 8
 
 
 def seconds_of(config: Config, phase: str) -> float:
-    """The share of the time budget that a phase has. Gradient strategies have no warm start, and its time for the search; with a
+    """The share of the time budget that a phase has. Strategies without a warm start have its time for the search; with a
     target no random search stands beside, and the search has its time."""
     shares = dict(SHARES)
-    for name, missing in (("warm start", config.strategy in GRADIENT), ("random search", bool(config.target))):
+    for name, missing in (("warm start", config.strategy in COLD), ("random search", bool(config.target))):
         if missing:
             shares["search"] += shares[name]
             shares[name] = 0.0
     return shares[phase] * config.seconds
 
 
-def planned(setup: Setup) -> relaxed.Plan:
-    """How a gradient strategy's time is to be divided.
+def planned(setup: Setup, sampled: Sampled) -> relaxed.Plan:
+    """How the time of a strategy that trains a network is to be divided.
 
     Raises:
-        InputError: there is too little.
+        InputError: there is too little, or the strategy is not for this space or these objectives.
     """
-    return relaxed.plan(setup, setup.config.strategy, seconds_of(setup.config, "search"))
+    seconds = seconds_of(setup.config, "search")
+    if setup.config.strategy == PREFERENCE:
+        return relaxed.plan_of_preferences(setup, seconds, sampled)
+    return relaxed.plan(setup, setup.config.strategy, seconds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +110,13 @@ class Phases:
         return Ledger(self.storage)
 
     def seconds(self, phase: str) -> float:
-        """The share of the time budget that a phase has."""
-        return seconds_of(self.setup.config, phase)
+        """The share of the time budget that a phase has; of the search what its costs' tables left of it."""
+        return seconds_of(self.setup.config, phase) - (self.measured if phase == "search" else 0.0)
+
+    @property
+    def measured(self) -> float:
+        """Seconds of the search that were spent before it began."""
+        return self.plan().measured if self.setup.config.strategy in NETWORKS else 0.0
 
     def spent(self) -> float:
         """Seconds of all phases so far."""
@@ -316,7 +324,7 @@ class Phases:
                            watch=self._narrate(watch, title), stop=self._stop if title == "search" else None)
         if study.stopped == INTERRUPTED:
             raise KeyboardInterrupt
-        for alarm in strategy.gradient.alarms if isinstance(strategy, relaxed.Relaxed) else ():
+        for alarm in strategy.alarms if isinstance(strategy, relaxed.Relaxed) else ():
             self.display.log(alarm.text())
         self.ledger.store(f"stopped {title}", study.stopped)
         return study
@@ -338,8 +346,8 @@ class Phases:
         return relaxed.strategy(setup, name, self.mixture, self.plan(), stride["slices"], self.storage, initial, self.inherits)
 
     def plan(self) -> relaxed.Plan:
-        """How a gradient strategy's time is divided."""
-        return relaxed.Plan(**self.ledger.remember("plan", lambda: asdict(planned(self.setup))))
+        """How the time of a strategy that trains a network is divided."""
+        return relaxed.Plan(**self.ledger.remember("plan", lambda: asdict(planned(self.setup, self.sampled))))
 
     def _evaluation(self) -> float:
         """Seconds that the search's estimator takes for a random architecture, about."""

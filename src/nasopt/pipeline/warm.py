@@ -169,11 +169,15 @@ def _distance(a: Arch, b: Arch) -> int:
 
 
 def rough_models(setup: Setup) -> list[CostModel]:
-    """What the objectives and constraints need, with latencies as sums over layers; ``error``, as far as capacity tells;
-    and ``step_ms``."""
+    """`rough_costs`; ``error``, as far as capacity tells; and ``step_ms``."""
+    return [capacity, *rough_costs(setup), step_table()]
+
+
+def rough_costs(setup: Setup) -> list[CostModel]:
+    """What the objectives and constraints need, with latencies as sums over layers."""
     models = [Layers("latency_ms", forward_ms()) if isinstance(m, Latency) and m.runtime == "torch" else m
               for m in setup.cost_models()]
-    return [capacity, *setup.of_delivered(models), step_table()]
+    return setup.of_delivered(models)
 
 
 def capacity(net: nn.Module, example: Tensor, /) -> Metrics:

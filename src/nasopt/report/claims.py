@@ -235,17 +235,18 @@ def spearman_interval(rho: float, n: int) -> Interval | None:
 
 # ---------------------------------------------------------------------------------------------------------------- trust
 def trust(results: Results) -> list[str]:
-    """Whether the supernet ranks architectures as stand-alone training does, and what was done about it."""
+    """Whether the supernet ranks architectures as stand-alone training does, what was done about it, and how well a search's
+    tables predict costs."""
     data = record.part(results, "trust")
     value, limit = record.number(data.get("value")), record.number(data.get("threshold"))
+    said = [str(data[name]) for name in ("sentence", "costs") if data.get(name)]
     if value is None:
-        return [str(data["sentence"])] if data.get("sentence") else []
+        return said
     span, n = record.interval(data.get("interval")), record.number(data.get("n"))
     text = f"{data.get('statistic') or 'Rank correlation'} between the two errors: {value:.2f}"
     text += f", interval [{span[0]:.2f}, {span[1]:.2f}]" if span else ", no interval recorded"
     text += f", over {n:g} architectures." if n is not None else "."
-    out = [text, *_verdict(value, span, limit), *_consequence(data.get("fallback"))]
-    return [*out, str(data["sentence"])] if data.get("sentence") else out
+    return [text, *_verdict(value, span, limit), *_consequence(data.get("fallback")), *said]
 
 
 def _verdict(value: float, span: Interval | None, limit: float | None) -> list[str]:

@@ -86,7 +86,16 @@ GRADIENT = ("beta_darts", "darts1", "darts2", "darts_minus", "darts_pt", "drnas"
 COMBINED = "hybrid-gradient"
 """The hybrid with gradients, by the recipe ``nasopt``, as one more member."""
 
-NETWORKS = (*GRADIENT, COMBINED)
+HISTORIES = (*GRADIENT, COMBINED)
+"""Strategies that keep the history of their α."""
+
+PREFERENCE = "preference"
+"""One search for all preferences between the objectives (`nasopt.strategies.preference`)."""
+
+COLD = (*GRADIENT, PREFERENCE)
+"""Strategies that begin with what they train, and so without a warm start."""
+
+NETWORKS = (*HISTORIES, PREFERENCE)
 """Strategies that train a network of their own."""
 
 DEFAULT = "hybrid"

@@ -28,9 +28,10 @@ SPREAD = 10
 
 @dataclass(eq=False)
 class Preference:
-    """A preference-conditioned search as a strategy: each of the first asks trains the next slice and then asks for the
-    architecture of a random preference. After the last slice come the architectures of a grid of preferences, and then
-    draws from softmax(α) at random preferences. What was asked before is replaced by such a draw.
+    """A preference-conditioned search as a strategy: each of the first asks trains the next slices and then asks for the
+    architecture of a random preference. After the last slice come the architectures of a grid of preferences, in random order so
+    that a search that ends early has seen all parts of the front, and then draws from softmax(α) at random preferences. What was
+    asked before is replaced by such a draw.
 
     The training is deterministic, so that a replay comes to the same; with ``blobs`` it is not repeated: the weights are kept
     there after each slice.
@@ -42,9 +43,10 @@ class Preference:
         slices: into how many parts the search's steps are divided.
         blobs: where the weights are kept.
         unseen: what was seen, shared by strategies that search together, so that none asks what another did.
+        stride: slices that are trained before every ask.
 
     Raises:
-        InputError: the network's space is not the problem's, or there are no slices.
+        InputError: the network's space is not the problem's, there are no slices, or none before an ask.
     """
 
     problem: Problem
@@ -53,15 +55,18 @@ class Preference:
     slices: int = SLICES
     blobs: Blobs | None = None
     unseen: Unseen | None = None
+    stride: int = 1
 
     def __post_init__(self) -> None:
         if space_of(self.search.net) != self.problem.space:
             raise InputError("the network of a gradient strategy must have the problem's space: build the problem from "
                              "space_of(net).")
-        if self.slices < 1:
-            raise InputError(f"a gradient strategy needs at least 1 slice, got {self.slices}.")
+        if self.slices < 1 or self.stride < 1:
+            raise InputError(f"a gradient strategy needs at least 1 slice, and 1 before every ask, got {self.slices} and "
+                             f"{self.stride}.")
         self._seen = self.unseen or Unseen(self.problem)
-        self._grid: list[list[float]] = directions(1 + len(self.search.devices[0].costs), GRID).tolist()
+        grid = directions(1 + len(self.search.devices[0].costs), GRID)
+        self._grid: list[list[float]] = rng(self.seed, 0, "preference grid").permutation(grid).tolist()
         self._left: Rows | None = None
         self._slice = 0
         self._hypers = self._recall()
@@ -70,8 +75,7 @@ class Preference:
         """Up to ``n``; fewer, in the end none, when the space is exhausted."""
         asks: list[Ask] = []
         for number in range(first, first + n):
-            if self._slice < self.slices:
-                self._advance()
+            self._train_on(self.stride)
             row = self._candidate(number)
             if not len(row):
                 break
@@ -85,8 +89,7 @@ class Preference:
 
     def finish(self) -> list[dict[str, int]]:
         """Trains all slices that are left; the architectures of a grid of preferences, each once."""
-        while self._slice < self.slices:
-            self._advance()
+        self._train_on(self.slices)
         return self.search.front(self._grid)
 
     def _candidate(self, number: int) -> Rows:
@@ -106,6 +109,11 @@ class Preference:
             r = generator.dirichlet([1.0] * len(self._grid[0])).tolist()
             row = self._seen.fresh(lay.rows([self.search.sample(r, draws)]))
         return self._seen.draw(1, generator)
+
+    def _train_on(self, slices: int) -> None:
+        """Trains so many slices, at most those that are left."""
+        for _ in range(min(slices, self.slices - self._slice)):
+            self._advance()
 
     def _advance(self) -> None:
         """Trains the next slice, or takes it from what was kept."""
