@@ -52,7 +52,7 @@ class Deaf:
     member: Strategy
     to: str
 
-    def ask(self, n: int, first: int) -> list[Ask]:
+    def ask(self, n: int, first: int) -> Sequence[Ask]:
         """What the member asks."""
         return self.member.ask(n, first)
 
@@ -102,9 +102,7 @@ def main() -> None:
     options = parser.parse_args()
     archs = list(space.everything(choices.space_of(mini.network(0))))
     with ProcessPoolExecutor(options.processes) as pool:
-        values = mini.kept(options.keep, f"mini-truth-{options.epochs:g}", lambda: list(pool.map(
-            mini.truth, [(arch, 1000 + k, options.epochs) for arch in archs for k in range(mini.TRUTHS)], chunksize=9)))
-        table = np.array(values).reshape(len(archs), mini.TRUTHS)
+        table = mini.truths(pool, archs, options.epochs, options.keep)
         errors = {space.key(arch): row.tolist() for arch, row in zip(archs, table, strict=True)}
         curves: dict[str, Any] = {}
         for name in ARROWS:

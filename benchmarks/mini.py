@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,13 @@ def truth(job: tuple[Arch, int, float]) -> float:
     return alone(*job)[1]
 
 
+def truths(pool: Executor, archs: Sequence[Arch], epochs: float, folder: Path | None) -> np.ndarray:
+    """The test errors of all trainings, (networks, `TRUTHS`)."""
+    errors = kept(folder, f"mini-truth-{epochs:g}", lambda: list(pool.map(
+        truth, [(arch, 1000 + k, epochs) for arch in archs for k in range(TRUTHS)], chunksize=9)))
+    return np.array(errors).reshape(len(archs), TRUTHS)
+
+
 def gradient(job: tuple[str, int, Options]) -> dict[str, Any]:
     """What a recipe comes to, and random search in the same processor's time."""
     name, seed, options = job
@@ -112,9 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     archs = list(space.everything(choices.space_of(network(0))))
     with ProcessPoolExecutor(options.processes) as pool:
-        errors = kept(options.keep, f"mini-truth-{options.epochs:g}", lambda: list(pool.map(
-            truth, [(arch, 1000 + k, options.epochs) for arch in archs for k in range(TRUTHS)], chunksize=9)))
-        table = np.array(errors).reshape(len(archs), TRUTHS)
+        table = truths(pool, archs, options.epochs, options.keep)
         runs = [run for name in options.only.split(",")
                 for run in kept(options.keep, f"mini-{name}-{options.seeds}-{options.steps}-{options.epochs:g}",
                                 lambda name=name: list(pool.map(gradient, [(name, k, options) for k in range(options.seeds)])))]

@@ -108,14 +108,13 @@ def main() -> None:
     options = parser.parse_args()
     archs = list(space.everything(choices.space_of(mini.network(0))))
     with ProcessPoolExecutor(options.processes) as pool:
-        values = mini.kept(options.keep, f"mini-truth-{options.epochs:g}", lambda: list(pool.map(
-            mini.truth, [(arch, 1000 + k, options.epochs) for arch in archs for k in range(mini.TRUTHS)], chunksize=9)))
+        table = mini.truths(pool, archs, options.epochs, options.keep)
         runs: dict[str, list[Found]] = {}
         for name, lengths in STARTS.items():
             key = "-".join(map(str, ("warm", name.replace(" ", "_"), *lengths, options.seeds, options.steps)))
             jobs = [(name, seed, options) for seed in range(options.seeds)]
             runs[name] = mini.kept(options.keep, key, lambda jobs=jobs: list(pool.map(once, jobs)))
-    report(runs, np.array(values).reshape(len(archs), mini.TRUTHS).mean(axis=1), options)
+    report(runs, table.mean(axis=1), options)
 
 
 def report(runs: dict[str, list[Found]], truth: np.ndarray, options: argparse.Namespace) -> None:
