@@ -167,7 +167,7 @@ def test_tables_of_costs_leave_out_what_is_the_same_everywhere(data: Path, monke
     assert plan.steps > 20 and plan.measured > 0 and [t["name"] for t in plan.tables] == ["latency_ms"]
     table, = relaxed.cost_tables(setup, sampled)
     assert table.name == "latency_ms" and table.fit is not None and table.fit.n == len(sampled.archs) == 2
-    made = relaxed.strategy(setup, "preference", relaxed.network(setup, "preference", None), plan, 2, Memory())
+    made = relaxed.strategy(setup, "preference", relaxed.network(setup, "preference", None), plan, 2, Memory()).gradient
     assert isinstance(made, Preference) and made.stride == 2 * relaxed.LEARNING and made.search.steps == plan.steps
     again = Lookup.from_json(json.loads(json.dumps(table.to_json())))
     assert again.costs(sampled.archs).tolist() == table.costs(sampled.archs).tolist()
