@@ -121,9 +121,10 @@ def sentences(history: History) -> list[str]:
                      f"{rest[-1] / rest[0]:.0%} of what it was after slice 1.")
     bias = [b for s in history.slices if (b := _numbers(s)["bias"]) is not None]
     if bias:
-        found.append(f"‖b‖, the hypergradient's distance from that of {DEEP} terms of Neumann's series, went from "
-                     f"{bias[0]:.4g} to {bias[-1]:.4g} ({len(bias)} looks); along negative curvature of L_train in w the series "
-                     "grows, and this may be too large.")
+        more = f"went from {bias[0]:.4g} to {bias[-1]:.4g} ({len(bias)} looks)"
+        found.append(f"‖b‖, the hypergradient's distance from that of {DEEP} terms of Neumann's series, "
+                     f"{more if len(bias) > 1 else f'was {bias[0]:.4g} (1 look)'}; along negative curvature of L_train in w the "
+                     "series grows, and this may be too large.")
     last = history.slices[-1]
     if math.isfinite(last.ranks):
         found.append(f"Rank correlation of the mixture's shares with the measured accuracy of {last.measured} networks: "
