@@ -282,7 +282,7 @@ def run(given: argparse.Namespace) -> None:
     baseline = json.loads((folder / "darts.json").read_text()) if (folder / "darts.json").exists() else None
     images = "all images" if given.images is None else f"only {given.images} training images, a trial"
     path = write(f"{given.name}-{device.type}", {
-        "title": f"{given.name} in {given.minutes:g} minutes for search and training, {chip}, {settings['threads']} threads",
+        "title": f"{given.name} in {given.minutes:g} minutes for search and training, {chip}, threads: {settings['threads']}",
         "text": f"{summary(methods)}. Target: {target[0]} of the validation part; {images}. "
                 "Networks learn from the training part without the 5,000 images that judge.",
         "device": chip, "settings": settings, **methods.get("nasopt", {}), "methods": methods, "darts": baseline,
