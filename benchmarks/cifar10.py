@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -172,8 +173,8 @@ def darts(steps: int, channels: int, device: torch.device) -> dict[str, Any]:
 
 # -------------------------------------------------------------------------------------------------------------- the record
 def keep(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON file whole or not at all."""
-    part = path.with_suffix(".part")
+    """Writes a JSON file whole or not at all, whoever else does."""
+    part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(value))
     part.replace(path)
 
