@@ -285,7 +285,7 @@ def run(given: argparse.Namespace) -> None:
     path = write(f"{given.name}-{device.type}", {
         "title": f"{given.name} in {given.minutes:g} minutes for search and training, {chip}, threads: {settings['threads']}",
         "text": f"{summary(methods)}. Target: {target[0]} of the validation part; {images}. "
-                "Networks learn from the training part without the 5,000 images that judge.",
+                "Networks learn from the training part without the images that judge.",
         "device": chip, "settings": settings, **methods.get("nasopt", {}), "methods": methods, "darts": baseline,
         "tables": tables(methods, baseline)}, sorted({seed for runs in methods.values() for seed in runs["seed"]}))
     print(summary(methods))
