@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import resource
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from common import write
 
+from nasopt.machine import peak_memory_mb
 from nasopt.nets import differentiable, relax
 from nasopt.nets.differentiable import DifferentiableSearch, Method
 from nasopt.nets.hypergradient import ConjugateGradient, FiniteDifference, Neumann
@@ -107,15 +107,10 @@ def peak(name: str, size: tuple[int, int, int]) -> int:
     variant = VARIANTS[name]
     bf16_pays()
     torch.nn.functional.conv2d(torch.randn(1, 3, 8, 8), torch.randn(3, 3, 3, 3, requires_grad=True)).sum().backward()
-    before = _held()
+    before = peak_memory_mb()
     with left_out(variant.without):
         start(variant, *size, 2).run(2)
-    return _held() - before
-
-
-def _held() -> int:
-    """The largest resident memory so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return round(1e6 * (peak_memory_mb() - before))
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ is measured in a process of its own for each loop, above what the process held b
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from nasopt.machine import peak_memory_mb
 from nasopt.nets import train
 from nasopt.nets.whitening import Whitening
 
@@ -179,7 +179,7 @@ def held(device: torch.device) -> int:
     """The largest memory so far, in bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return round(1e6 * peak_memory_mb())
 
 
 def measure(turns: int, batch: int, device: torch.device) -> tuple[dict[str, list[float]], dict[str, float]]:

@@ -213,7 +213,7 @@ class Relaxed:
 
     def ask(self, n: int, first: int) -> Sequence[Ask]:
         """What the strategy asks."""
-        if self.ahead:
+        if self.ahead and self.gradient.training:
             self.gradient.finish()
         return self.strategy.ask(n, first)
 

@@ -200,6 +200,7 @@ SPACES: Mapping[str, Callable[[tuple[int, int, int], int], nn.Module]] = {"cells
                                                                                 "fast": _fast}
 """Input shape and number of classes -> the supernet."""
 
+
 def _members() -> tuple[Callable[[Any], dict[str, int]], ...]:
     from nasopt.spaces.fast import airbench94, mobilenetv2, resnet18
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from nasopt.errors import InputError
 from nasopt.nets import relax, relaxed
@@ -115,6 +115,19 @@ class Blobs(Protocol):
     def get(self, name: str) -> bytes | None: ...
 
 
+def check(problem: Problem, net: nn.Module, slices: int, stride: int) -> None:
+    """Refuses what no strategy that trains a relaxed network slice by slice can work with.
+
+    Raises:
+        InputError: the network's space is not the problem's, there are no slices, or none before an ask.
+    """
+    if space_of(net) != problem.space:
+        raise InputError("the network of a gradient strategy must have the problem's space: build the problem from "
+                         "space_of(net).")
+    if slices < 1 or stride < 1:
+        raise InputError(f"a gradient strategy needs at least 1 slice, and 1 before every ask, got {slices} and {stride}.")
+
+
 @dataclass(eq=False)
 class Gradient:
     """A differentiable search as a strategy: every ask first trains the next slices and then asks for the architecture of the
@@ -165,12 +178,7 @@ class Gradient:
     history: list[Slice] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        if space_of(self.search.net) != self.problem.space:
-            raise InputError("the network of a gradient strategy must have the problem's space: build the problem from "
-                             "space_of(net).")
-        if self.slices < 1 or self.stride < 1:
-            raise InputError(f"a gradient strategy needs at least 1 slice, and 1 before every ask, got {self.slices} and "
-                             f"{self.stride}.")
+        check(self.problem, self.search.net, self.slices, self.stride)
         if not 0 <= self.pull < np.inf:
             raise InputError(f"trials pull a gradient strategy with a coefficient of {self.pull}: give 0 or more.")
         if self.watch < 0:

@@ -9,12 +9,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from nasopt.errors import InputError
-from nasopt.nets.choices import space_of
 from nasopt.nets.preference import PreferenceSearch
 from nasopt.seed import integer, rng
 from nasopt.space import Rows
-from nasopt.strategies.gradient import SLICES, Blobs
+from nasopt.strategies.gradient import SLICES, Blobs, check
 from nasopt.strategies.random import Unseen
 from nasopt.strategies.reference import directions
 from nasopt.trial import Ask, Problem, Trial
@@ -58,12 +56,7 @@ class Preference:
     stride: int = 1
 
     def __post_init__(self) -> None:
-        if space_of(self.search.net) != self.problem.space:
-            raise InputError("the network of a gradient strategy must have the problem's space: build the problem from "
-                             "space_of(net).")
-        if self.slices < 1 or self.stride < 1:
-            raise InputError(f"a gradient strategy needs at least 1 slice, and 1 before every ask, got {self.slices} and "
-                             f"{self.stride}.")
+        check(self.problem, self.search.net, self.slices, self.stride)
         self._seen = self.unseen or Unseen(self.problem)
         grid = directions(1 + len(self.search.devices[0].costs), GRID)
         self._grid: list[list[float]] = rng(self.seed, 0, "preference grid").permutation(grid).tolist()
@@ -86,6 +79,11 @@ class Preference:
     def tell(self, trials: Sequence[Trial]) -> None:
         """Remembers what was evaluated at full fidelity, so that it is not asked again."""
         self._seen.add_archs([t.ask.arch for t in trials if t.ask.fidelity >= 1])
+
+    @property
+    def training(self) -> bool:
+        """Whether slices are left to train."""
+        return self._slice < self.slices
 
     def finish(self) -> list[dict[str, int]]:
         """Trains all slices that are left; the architectures of a grid of preferences, each once."""
