@@ -19,7 +19,7 @@ from nasopt.estimators.images import Costs
 from nasopt.machine import CLEAR
 from nasopt.nets import choices, train
 from nasopt.nets.export import torch_logits
-from nasopt.pipeline import final, phases, relaxed, warm
+from nasopt.pipeline import final, phases, relaxed, target, warm
 from nasopt.pipeline import setup as parts
 from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.kept import Kept
@@ -372,6 +372,38 @@ def test_with_a_target_the_search_has_the_time_of_random_search() -> None:
     for config in (plain, aimed):
         parts = [phases.seconds_of(config, phase) for phase in ("warm start", "search", "random search")]
         assert sum(parts) == pytest.approx(26)
+
+
+@pytest.mark.parametrize(("bounds", "seconds"), [((), 7.0), ((Constraint("error", 0.1),), 24.0)])
+def test_with_a_target_the_search_has_what_the_warm_start_leaves(bounds: tuple[Constraint, ...], seconds: float, setup: Setup,
+                                                                 tmp_path: Path) -> None:
+    config = replace(setup.config, seconds=100.0, target=bounds)
+    run = phases.Phases(replace(setup, config=config), Memory(), Folder(tmp_path), Display(lambda line: None, False))
+    run.ledger.charge("warm start", 2.0)
+    assert run.seconds("search") == pytest.approx(seconds)
+    run.ledger.charge("warm start", 9.0)
+    assert run.seconds("search") == pytest.approx(20.0 if bounds else 7.0)
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("fallback", [True, False])
+def test_with_a_target_the_search_expects_what_its_time_allows(fallback: bool, setup: Setup, tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """A brief training of half an epoch took 3 s, or a rough step 60 ms of the 10 that are a second of an epoch: the last
+    training of 300 s has 50 epochs, whether weights of 8 passes or half an epoch are behind the error."""
+    monkeypatch.setattr(target, "last", lambda seconds: 0.3 * seconds)
+    monkeypatch.setattr(phases.Phases, "one_shot", lambda self: lambda ask: {"error": 0.4})
+    monkeypatch.setattr(phases.Phases, "alone", lambda self, net: lambda ask: {"error": 0.4, "training_seconds": 3.0})
+    config = replace(setup.config, seconds=1e4, target=(Constraint("error", 0.1),), strategy="random")
+    run = phases.Phases(replace(setup, config=config), Memory(), Folder(tmp_path), Display(lambda line: None, False))
+    for name, result in {"trust": {"fallback": fallback}, "supernet": {"passes": 8.0}, "trainable": {"ms": 1e9, "witnesses": [0]},
+                         "low fidelity": {"epochs": 0.5, "seconds": 1.0},
+                         "dearest": {"seconds": 1000.0, "epoch": 1.0, "rate": 10.0}}.items():
+        run.ledger.store(name, result)
+    monkeypatch.setattr(phases.Layers, "__call__", lambda *given: {"step_ms": 60.0})
+    found = run.estimator()(Ask(0, run.witnesses()[0]))
+    assert found[target.EXPECTED] == pytest.approx(0.4 * (50 / (0.5 if fallback else 8)) ** -target.SLOPE)
+    assert [o.name for o in run.problem.objectives] == [target.EXPECTED]
 
 
 # ---------------------------------------------------------------------------------------------------------- mirrored networks

@@ -71,6 +71,39 @@ def test_a_plan_keeps_within_the_time(seed: int) -> None:
     assert all(final.LEAST_EPOCHS <= n <= final.MAX_EPOCHS for ns in lengths for n in ns)
 
 
+@pytest.mark.parametrize("slope", [0.2, 0.5])
+def test_the_error_to_expect_falls_as_a_power_of_the_epochs(slope: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "SLOPE", slope)
+    assert target.expected(0.3, 2.0, 2.0) == 0.3
+    steps = np.log([target.expected(0.3, 0.5, e) for e in (1.0, 2.0, 4.0, 8.0)])
+    assert np.diff(steps) == pytest.approx(-slope * np.log(2))
+
+
+def test_a_network_that_learns_faster_is_expected_to_learn_longer() -> None:
+    """The better one after as many epochs takes four times as long for each."""
+    answers = {0: {"error": 0.20, "seconds": 4.0}, 1: {"error": 0.24, "seconds": 1.0}, 2: {"seconds": 9.0}}
+    estimate = target.Expecting(lambda ask: answers[ask.number], lambda ask, metrics: (1.0, 100 / metrics["seconds"]))
+    found = [dict(estimate(Ask(k, {}))) for k in answers]
+    assert found[0][target.EXPECTED] == pytest.approx(0.20 * 25 ** -target.SLOPE)
+    assert found[1][target.EXPECTED] == pytest.approx(0.24 * 100 ** -target.SLOPE)
+    assert found[2] == {"seconds": 9.0}, "refused before it was trained"
+    trials = [trial(k, **metrics) for k, metrics in enumerate(found[:2])]
+    assert [t.ask.number for t in target.ordered(trials, [ERROR])] == [1, 0]
+
+
+def test_a_search_for_a_target_aims_at_what_it_bounds_alone() -> None:
+    both = target.aim(PROBLEM, [ERROR, PARAMS])
+    assert both.objectives == (Objective(target.EXPECTED), Objective("params"))
+    assert both.constraints == PROBLEM.constraints and both.space is GRID
+    assert target.aim(PROBLEM, [ERROR]).objectives == (Objective(target.EXPECTED),)
+
+
+@pytest.mark.parametrize("seconds", [100.0, 8000.0])
+def test_the_last_training_has_what_the_first_leaves(seconds: float) -> None:
+    plan = target.trainings([seconds / 80], seconds)
+    assert target.last(seconds) == pytest.approx(plan[-1][1] * seconds / 80)
+
+
 def test_networks_within_the_costs_come_first() -> None:
     trials = [trial(0, error=0.1, params=2000.0), trial(1, error=0.3, params=900.0), trial(2, error=0.2, params=1000.0)]
     assert [t.ask.number for t in target.ordered(trials, [ERROR, PARAMS])] == [2, 1, 0]
@@ -145,6 +178,9 @@ def test_a_run_ends_when_the_target_is_met(data: Path, tmp_path: Path, monkeypat
     assert set(results["search"]["curves"]) == {"hybrid"} and results["designed"] == []
     assert "1 more training was skipped" in results["target"]["sentence"]
     assert "of the search meets" in results["search"]["stopped"] and len(results["search"]["trials"]) < 6
+    assert results["search"]["objectives"] == ["expected_error", "params"]
+    assert all(("error" in t["metrics"]) == ("expected_error" in t["metrics"]) for t in results["search"]["trials"])
+    assert [o["name"] for o in results["objectives"]] == ["error", "latency_ms", "memory_mb"]
     assert results["target"]["sentence"].replace("<", "&lt;") in found.report.read_text()
     assert "--target" not in results["command"], "the call of a network of one's own"
     again = nasopt.resume(found.path, net=own(), log=lambda line: None)

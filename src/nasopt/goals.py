@@ -57,6 +57,7 @@ class Metric:
 METRICS: tuple[Metric, ...] = (
     Metric("error", "error", "", "share", "validation error"),
     Metric("test_error", "test_error", "", "share", "test error", choosable=False),
+    Metric("expected_error", "expected_error", "", "share", "expected error", choosable=False),
     Metric("latency", "latency_ms", "ms", "time", "latency (PyTorch, one input)"),
     Metric("latency_iqr", "latency_iqr_ms", "ms", "time", "latency, interquartile range", choosable=False),
     Metric("latency_onnx", "latency_onnx_ms", "ms", "time", "latency (ONNX Runtime, one input)"),

@@ -308,13 +308,13 @@ def progress_of(studies: Mapping[str, Study], times: Mapping[str, Sequence[float
                      "hypervolume": curve(values[name], reference).tolist()} for name, s in studies.items()}
     return {"reference": reference.tolist(), "objectives": [o.name for o in problem.objectives], "curves": curves,
             "stopped": next(iter(studies.values())).stopped,
-            "scale": "natural logarithm of every objective (error: of error + 0.01)",
+            "scale": "natural logarithm of every objective (errors: of error + 0.01)",
             "trials": [{"by": name, "metrics": dict(t.metrics), "error": t.error}
                        for name, s in studies.items() for t in s.trials]}
 
 
 def _log_values(study: Study, metrics: Mapping[str, float]) -> list[float]:
-    return [float(np.log(v + 0.01)) if o.name == "error" else float(np.log(max(v, 1e-9)))
+    return [float(np.log(v + 0.01)) if goals.named(o.name).kind == "share" else float(np.log(max(v, 1e-9)))
             for o, v in zip(study.problem.objectives, study.problem.values(metrics), strict=True)]
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
 from torch import nn
 
+from nasopt import goals
 from nasopt import space as spaces
 from nasopt.analysis import rank
 from nasopt.analysis.hypervolume import hypervolume
@@ -110,8 +111,14 @@ class Phases:
         return Ledger(self.storage)
 
     def seconds(self, phase: str) -> float:
-        """The share of the time budget that a phase has; of the search what its costs' tables left of it."""
-        return seconds_of(self.setup.config, phase) - (self.measured if phase == "search" else 0.0)
+        """The share of the time budget that a phase has; of the search what its costs' tables left of it, and with a target what
+        the warm start left besides."""
+        config, left = self.setup.config, 0.0
+        if phase == "search":
+            if config.target:
+                left = max(0.0, seconds_of(config, "warm start") - self.ledger.seconds("warm start"))
+            left -= self.measured
+        return seconds_of(config, phase) + left
 
     @property
     def measured(self) -> float:
@@ -151,7 +158,7 @@ class Phases:
         except FloatingPointError as problem:
             return {"error": str(problem)}
         self.storage.put("supernet.weights", weights_to_bytes(net))
-        return {"steps": steps, "loss": fitted.loss}
+        return {"steps": steps, "passes": passes, "loss": fitted.loss}
 
     @cached_property
     def shared(self) -> nn.Module:
@@ -240,20 +247,20 @@ class Phases:
             seconds, dearest = 0.9 * self.seconds("warm start"), self._dearest()
             with self.display.phase("warm start") as watch:
                 first = warm.designs(self.setup, warm.affordable(dearest["rate"], dearest["epoch"]).upper)
-                found = warm.start(self.setup, seconds, dearest["epoch"], dearest["rate"], self.epoch_seconds,
-                                   lambda spent: watch(min(spent, seconds), seconds))
+                found = warm.start(replace(self.setup, problem=self.problem), seconds, dearest["epoch"], dearest["rate"],
+                                   self.epoch_seconds, lambda spent: watch(min(spent, seconds), seconds))
                 return {"archs": [*first, *(arch for arch in found if arch not in first)]}
 
         found: list[Arch] = self.ledger.remember("warm start", compute)["archs"]
         return found
 
     def _dearest(self) -> dict[str, float]:
-        """``epoch``: seconds that an epoch of a network may take, so that the final trainings have the time for
-        `final.MIN_EPOCHS` of them; ``rate``: `warm.rate_of` the images."""
+        """``seconds``: of all final trainings, about; ``epoch``: those that an epoch of a network may take, so that there is the
+        time for `final.MIN_EPOCHS` of them; ``rate``: `warm.rate_of` the images."""
         def compute() -> dict[str, float]:
             others = self.seconds("warm start") + self.seconds("search") + self.seconds("random search")
             seconds = self.setup.config.seconds - self.spent() - others
-            return {"epoch": final.dearest(seconds, final.MIN_EPOCHS), "rate": warm.rate_of(self.setup)}
+            return {"seconds": seconds, "epoch": final.dearest(seconds, final.MIN_EPOCHS), "rate": warm.rate_of(self.setup)}
 
         return self.ledger.remember("dearest", compute)
 
@@ -264,9 +271,17 @@ class Phases:
 
     @cached_property
     def problem(self) -> Problem:
-        """What is searched for. Where candidates are trained, `trainable` is one of the constraints."""
+        """What is searched for; with a target `target.aim`. Where candidates are trained, `trainable` is one of the
+        constraints."""
+        problem, config = self.setup.problem, self.setup.config
         more = [self.trainable()[0]] if self.trust()["fallback"] else []
-        return replace(self.setup.problem, constraints=(*self.setup.problem.constraints, *more))
+        aimed = target.aim(problem, config.target) if self.aims else problem
+        return replace(aimed, constraints=(*problem.constraints, *more))
+
+    @property
+    def aims(self) -> bool:
+        """Whether the search serves a target alone. A front for all preferences is searched for all objectives."""
+        return bool(self.setup.config.target) and self.setup.config.strategy != PREFERENCE
 
     def trainable(self) -> tuple[Constraint, list[Arch]]:
         """That an architecture can be trained in the end for `final.LEAST_EPOCHS`, and the witnesses that can. The bound is so
@@ -285,12 +300,28 @@ class Phases:
     # ------------------------------------------------------------------------------------------------------------- search
     def estimator(self) -> Estimator:
         """Costs first, then the error, by shared weights if they are to be trusted; what is too dear is not trained."""
-        setup, models = self.setup, self.setup.of_delivered(self.setup.cost_models())
-        if not self.trust()["fallback"]:
-            return Staged(self.problem, [Costs(setup.net, models, setup.example), self.one_shot()])
-        costs = Costs(setup.net, [self.steps, *models], setup.example)
-        alone = self.alone(self.mixture) if self.inherits else Known(self.known(), self.alone(setup.net))
-        return Staged(self.problem, [costs, alone])
+        setup, brief = self.setup, self.trust()["fallback"]
+        models = setup.of_delivered(setup.cost_models())
+        costs = Costs(setup.net, [self.steps, *models] if brief or self.aims else models, setup.example)
+        judge: Estimator
+        if not brief:
+            judge = self.one_shot()
+        elif self.inherits:
+            judge = self.alone(self.mixture)
+        else:
+            judge = Known(self.known(), self.alone(setup.net))
+        staged = Staged(self.problem, [costs, judge])
+        return target.Expecting(staged, self._epochs) if self.aims else staged
+
+    def _epochs(self, ask: Ask, metrics: Metrics) -> tuple[float, float]:
+        """The epochs behind an error, and those that the network would have in its last training."""
+        known = self._dearest()
+        if "training_seconds" in metrics:
+            brief = ask.fidelity * self.low_fidelity().epochs
+            epoch = metrics["training_seconds"] / brief
+        else:
+            brief, epoch = self.supernet()["passes"], metrics["step_ms"] / known["rate"]
+        return brief, min(final.MAX_EPOCHS, target.last(known["seconds"]) / epoch)
 
     @property
     def inherits(self) -> bool:
@@ -360,18 +391,23 @@ class Phases:
 
     def _narrate(self, watch: Watch, title: str) -> Callable[[Progress], None]:
         """Shows the size of the front and its hypervolume: the share of the box up to an error of 1 and up to the largest
-        costs of the survey, the same for every search of the run."""
+        costs of the survey, the same for every search of the run. Of one objective, an error, the least."""
         problem, limit = self.problem, self.setup.config.trials
         archive: Archive[None] = Archive(len(problem.objectives))
-        largest = np.array([1.0 if o.name == "error" else max(m[o.name] for m in self.sampled.metrics) + 1e-9
-                            for o in problem.objectives])
+        largest = np.array([1.0 if goals.named(o.name).kind == "share" else
+                            max(m[o.name] for m in self.sampled.metrics) + 1e-9 for o in problem.objectives])
 
         def tell(progress: Progress) -> None:
             trial = progress.trial
             if problem.accepts(trial):
                 archive.add([problem.values(trial.metrics)], [None])
-            volume = hypervolume(archive.values / largest, np.ones(len(largest)))
-            note = f"{progress.done} networks, front {len(archive)}, hypervolume {volume:.3f}"
+            note = f"{progress.done} networks"
+            if len(largest) > 1:
+                volume = hypervolume(archive.values / largest, np.ones(len(largest)))
+                note += f", front {len(archive)}, hypervolume {volume:.3f}"
+            elif len(archive):
+                name = problem.objectives[0].name
+                note += f", {goals.named(name).title} {goals.format_metric(name, float(archive.values.min()))}"
             if limit:
                 watch(progress.done, limit, note)
             else:
@@ -388,7 +424,10 @@ class Phases:
         return self.ledger.remember("finalists", lambda: self._choose(study))
 
     def _choose(self, study: Study) -> dict[str, Any]:
-        setup, found = self.setup, study.front() or study.promoted().front()
+        setup = self.setup
+        if not study.feasible():
+            study = study.promoted()
+        found = study.feasible() if self.aims else study.front()
         if not found:
             raise InputError(nothing_found(study))
         if setup.config.target:
@@ -413,10 +452,10 @@ class Phases:
         return {"numbers": [t.ask.number for t in chosen[:n]], "epochs": lengths,
                 "dear": [k for k, s in epochs.items() if s > limit and k not in {t.ask.number for t in chosen[:n]}]}
 
-    def _for_target(self, front: Sequence[Trial]) -> dict[str, Any]:
+    def _for_target(self, found: Sequence[Trial]) -> dict[str, Any]:
         """The trainings of a run with a target (`target.trainings`): no hand-designed networks, all the time for the target."""
         config = self.setup.config
-        chosen = target.ordered(front, config.target)[:config.networks]
+        chosen = target.ordered(found, config.target)[:config.networks]
         seconds = max(config.seconds - self.spent(), 0.2 * config.seconds)
         plan = target.trainings([self.epoch_seconds(t.ask.arch) for t in chosen], seconds)
         return {"numbers": [chosen[k].ask.number for k, _ in plan], "epochs": [n for _, n in plan], "dear": []}

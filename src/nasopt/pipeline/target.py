@@ -1,23 +1,69 @@
-"""A run with a target: how its final trainings are planned, when one of them meets it, and what is said in the end."""
+"""A run with a target: what it searches for, how its final trainings are planned, when one of them meets it, and what is said in
+the end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nasopt import goals
 from nasopt.pipeline.final import EXPORT_SECONDS, LEAST_EPOCHS, MAX_EPOCHS
-from nasopt.trial import Constraint, Metrics, Problem, Trial
+from nasopt.protocols import Estimator
+from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem, Trial
 
 FIRST, GROWTH = 1 / 4, 3
 """Of the time for final trainings, what the first one has, and how many times as much each further one has as the one before, the
 last one all that is left: a target that is met soon costs little, and three quarters of the time are left for one that is not."""
 
+EXPECTED = "expected_error"
+"""The metric that stands for the error in such a run's search."""
+
+SLOPE = 0.35
+"""By how much log error falls where log epochs rise by 1, about: the learning curve is a power law (Hestness et al., arXiv
+1712.00409; what networks really had: `benchmarks/brief.py`)."""
+
+
+def expected(error: float, brief: float, epochs: float) -> float:
+    """The error after so many epochs, from that after ``brief`` ones.
+
+    In a run with a target all networks have the same time, not the same epochs: one that learns twice as fast learns twice as
+    long, and may be ahead of one that is better after equally many images.
+    """
+    return float(error * (epochs / brief) ** -SLOPE)
+
+
+def aim(problem: Problem, target: Sequence[Constraint]) -> Problem:
+    """What a run with a target searches for: the least expected error, and little of each cost that the target bounds."""
+    costs = [Objective(c.name, c.unit) for c in target if c.name != "error"]
+    return replace(problem, objectives=(Objective(EXPECTED), *dict.fromkeys(costs)))
+
+
+@dataclass(frozen=True)
+class Expecting:
+    """An estimator whose answers tell the expected error beside the error.
+
+    Attributes:
+        epochs: of an ask and its metrics, the epochs behind the error and those that the network would have in the end.
+    """
+
+    estimate: Estimator
+    epochs: Callable[[Ask, Metrics], tuple[float, float]]
+
+    def __call__(self, ask: Ask, /) -> Metrics:
+        found = self.estimate(ask)
+        return {**found, EXPECTED: expected(found["error"], *self.epochs(ask, found))} if "error" in found else found
+
 
 def ordered(trials: Sequence[Trial], target: Sequence[Constraint]) -> list[Trial]:
-    """Those first that meet what the target says of costs, then by error."""
+    """Those first that meet what the target says of costs, then by the error to expect, if that is known, or else the error."""
     costs = [c for c in target if c.name != "error"]
-    return sorted(trials, key=lambda t: (sum(c.violation(t.metrics) for c in costs), t.metrics["error"]))
+    return sorted(trials, key=lambda t: (sum(c.violation(t.metrics) for c in costs), t.metrics.get(EXPECTED, t.metrics["error"])))
+
+
+def last(seconds: float) -> float:
+    """Seconds that the last training has of so many for all of them, if the first one was not enough."""
+    return max((1 - FIRST) * seconds - EXPORT_SECONDS, 0.25 * seconds)
 
 
 def trainings(epoch: Sequence[float], seconds: float) -> list[tuple[int, float]]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from nasopt import goals
 from nasopt import seed as seeds
 from nasopt import space as spaces
 from nasopt.cost.clock import Latency
@@ -92,7 +93,7 @@ def start(setup: Setup, seconds: float, epoch: float, rate: float, timed: Callab
     First `PLAIN` architectures of one operation each are looked at (`space.plain`): designers find good networks among them.
     From the best of these an evolution goes on in the whole space, for each of the aims.
 
-    Without a cost among the objectives there is nothing to trade capacity against, and the list is empty.
+    Without a cost, that is an objective which is no error, there is nothing to trade capacity against, and the list is empty.
 
     Args:
         seconds: how long to look.
@@ -102,7 +103,7 @@ def start(setup: Setup, seconds: float, epoch: float, rate: float, timed: Callab
         watch: called with the seconds used.
         trials: networks that each evolution may look at, at most.
     """
-    costs = [o for o in setup.problem.objectives if o.name != "error"]
+    costs = [o for o in setup.problem.objectives if goals.named(o.name).kind != "share"]
     if not costs:
         return []
     models, baselines = rough_models(setup), list(final.designed(setup).values())
