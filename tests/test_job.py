@@ -22,6 +22,7 @@ from nasopt.cost.lookup import Lookup
 from nasopt.errors import InputError
 from nasopt.nets.choices import BatchNorm2d, Conv2d, OneOf, Width, space_of
 from nasopt.pipeline import phases, relaxed
+from nasopt.pipeline.finals import Finals
 from nasopt.pipeline.setup import Config, Sampled, Setup, prepare, survey
 from nasopt.run.storage import Memory, Sqlite
 from nasopt.spaces.darts import darts
@@ -185,7 +186,7 @@ def test_the_hybrid_with_gradients_has_them_as_a_member(data: Path, tmp_path: Pa
     monkeypatch.setattr(phases.Phases, "inherits", False)
     made, build = list[Any](), phases.relaxed.strategy
     monkeypatch.setattr(phases.relaxed, "strategy", lambda *given: made.append(build(*given)) or made[-1])
-    monkeypatch.setattr(phases.Phases, "finalists", lambda self, study: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Finals, "finalists", lambda self, study, spent: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         search(data, tmp_path / "run", strategy="hybrid-gradient", budget=300.0, trials=4)
     portfolio, member = made[0].strategy, made[0].gradient
@@ -225,11 +226,11 @@ def test_a_gradient_search_that_was_interrupted_comes_to_the_same_weights(data: 
 
         return told
 
-    def stop(self: phases.Phases, study: object) -> Any:
+    def stop(self: Finals, study: object, spent: float) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(phases.Phases, "_narrate", stopping)
-    monkeypatch.setattr(phases.Phases, "finalists", stop)
+    monkeypatch.setattr(Finals, "finalists", stop)
     logs = []
     for interrupt in (0, 2):
         out, _ = tmp_path / str(interrupt), seen.clear()
@@ -254,19 +255,19 @@ def test_too_little_time_for_a_gradient_strategy_is_told_first(data: Path, tmp_p
 
 
 def test_an_interrupted_run_resumes_where_it_was(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, out = phases.Phases.finalists, tmp_path / "run"
+    real, out = Finals.finalists, tmp_path / "run"
 
-    def stop(self: phases.Phases, study: object) -> dict[str, object]:
+    def stop(self: Finals, study: object, spent: float) -> dict[str, object]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(phases.Phases, "finalists", stop)
+    monkeypatch.setattr(Finals, "finalists", stop)
     with pytest.raises(KeyboardInterrupt):
         search(data, out)
     log = Sqlite(out / "study.db", readonly=True)
     before = list(log.events())
     log.close()
     assert not (out / "front.json").exists()
-    monkeypatch.setattr(phases.Phases, "finalists", real)
+    monkeypatch.setattr(Finals, "finalists", real)
     resumed = nasopt.resume(out, net=own(), log=lambda line: None)
     log = Sqlite(out / "study.db", readonly=True)
     assert list(log.events()) == before

@@ -21,6 +21,7 @@ from nasopt.nets import choices, train
 from nasopt.nets.export import torch_logits
 from nasopt.pipeline import final, phases, relaxed, target, warm
 from nasopt.pipeline import setup as parts
+from nasopt.pipeline.finals import Finals
 from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.kept import Kept
 from nasopt.pipeline.ledger import Ledger
@@ -324,7 +325,7 @@ def test_a_final_training_that_was_interrupted_goes_on_from_its_checkpoint(setup
 
         found.clear()
         steps.clear()
-        phases.Phases(setup, storage, Folder(tmp_path), Quiet(print)).deliver([], [2.0, 0.5])
+        Finals(setup, storage, Folder(tmp_path), Quiet(print)).deliver([], [2.0, 0.5])
         return dict(found)
 
     monkeypatch.setattr("nasopt.pipeline.kept.EVERY", 0.0)
@@ -376,11 +377,13 @@ def test_with_a_target_the_search_has_the_time_of_random_search() -> None:
 
 @pytest.mark.parametrize(("bounds", "seconds"), [((), 7.0), ((Constraint("error", 0.1),), 24.0)])
 def test_with_a_target_the_search_has_what_the_warm_start_leaves(bounds: tuple[Constraint, ...], seconds: float, setup: Setup,
-                                                                 tmp_path: Path) -> None:
+                                                                 tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "rate_of", lambda setup: 1.0)
     config = replace(setup.config, seconds=100.0, target=bounds)
     run = phases.Phases(replace(setup, config=config), Memory(), Folder(tmp_path), Display(lambda line: None, False))
     run.ledger.charge("warm start", 2.0)
     assert run.seconds("search") == pytest.approx(seconds)
+    assert run._dearest()["seconds"] == pytest.approx(100 - 2 - 26)
     run.ledger.charge("warm start", 9.0)
     assert run.seconds("search") == pytest.approx(20.0 if bounds else 7.0)
 

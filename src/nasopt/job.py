@@ -27,6 +27,7 @@ from nasopt.pipeline import certify
 from nasopt.pipeline import phases as phase
 from nasopt.pipeline import target as targets
 from nasopt.pipeline.final import DESIGNED_SHARE, LARGEST_SHARE
+from nasopt.pipeline.finals import Finals
 from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.phases import Phases, load_weights, weights_to_bytes
@@ -234,9 +235,10 @@ def _carry_out(phases: Phases) -> Run:
             studies["random"] = phases.search("random", log, "random search")
             times["random"] = spent(log)
     with phases.ledger.timed("final training"):
-        plan = phases.finalists(study)
+        finals = Finals(phases.setup, phases.storage, phases.folder, phases.display)
+        plan = finals.finalists(study, phases.spent())
         chosen = [next(t for t in study.trials if t.ask.number == n) for n in plan["numbers"]]
-        trained, designed = phases.deliver(chosen, plan["epochs"])
+        trained, designed = finals.deliver(chosen, plan["epochs"])
     plan = {**plan, "epochs": plan["epochs"][:len(trained) + len(designed)], "skipped": len(chosen) - len(trained)}
     results = assemble(phases, progress_of(studies, times), trained, designed, trust, plan)
     folder.write_json("results.json", results)

@@ -21,10 +21,11 @@ from nasopt.cost.clock import Latency, onnx_latencies
 from nasopt.cost.count import Count
 from nasopt.cost.forward import capture
 from nasopt.cost.memory import Memory
-from nasopt.nets import train
+from nasopt.nets import choices, train
 from nasopt.nets.export import WithPreprocessing, export_onnx, export_torch, onnx_logits, torch_logits
 from nasopt.pipeline.kept import Kept
 from nasopt.pipeline.setup import Setup, has_onnx
+from nasopt.space import Arch
 from nasopt.trial import Metrics, Objective, Trial
 
 MIN_NETWORKS, MIN_EPOCHS, MAX_EPOCHS = 2, 10.0, 60.0
@@ -110,6 +111,11 @@ def epoch_seconds(net: nn.Module, data: train.Images, recipe: train.Recipe, augm
     steps = train.steps_of(data, recipe.scaled(1 / recipe.epochs))
     train.fit(net, data, recipe.scaled(6 / (steps * recipe.epochs)), augment, 0, watch=tick)
     return steps * float(np.median(np.diff(times))) if len(times) > 1 else 0.1
+
+
+def epoch_of(setup: Setup, arch: Arch) -> float:
+    """How long one epoch of the final training of an architecture takes, from a few steps."""
+    return epoch_seconds(choices.extract(setup.net, arch), setup.lessons, train.Recipe(), setup.augment)
 
 
 def dearest(seconds: float, epochs: float) -> float:

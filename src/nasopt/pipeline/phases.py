@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -23,15 +21,13 @@ from nasopt import space as spaces
 from nasopt.analysis import rank
 from nasopt.analysis.hypervolume import hypervolume
 from nasopt.analysis.pareto import Archive
-from nasopt.cost.clock import Latency
 from nasopt.cost.layers import Layers
 from nasopt.errors import InputError, one_line
 from nasopt.estimators.combine import Known, Staged
 from nasopt.estimators.images import Costs, OneShot, StandAlone
-from nasopt.nets import choices, supernet, train
+from nasopt.nets import supernet, train
 from nasopt.pipeline import final, relaxed, target, warm
 from nasopt.pipeline.folder import Folder
-from nasopt.pipeline.kept import Kept
 from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.progress import Display, Watch
 from nasopt.pipeline.setup import Config, Sampled, Setup, survey
@@ -185,17 +181,12 @@ class Phases:
         recipe = train.Recipe(epochs=1.0, batch=SMALL_BATCH)
 
         def plan() -> dict[str, float]:
-            per_epoch = float(np.mean([self.epoch_seconds(a) for a in self.trainable()[1]]))
+            per_epoch = float(np.mean([final.epoch_of(self.setup, a) for a in self.trainable()[1]]))
             least = MIN_BRIEF / train.steps_of(self.setup.training, recipe)
             epochs = min(final.MAX_EPOCHS / 4, max(least, self.seconds("search") / CANDIDATES / per_epoch))
             return {"epochs": epochs, "seconds": epochs * per_epoch}
 
         return recipe.scaled(self.ledger.remember("low fidelity", plan)["epochs"])
-
-    def epoch_seconds(self, arch: Arch) -> float:
-        """How long one epoch of the final training of an architecture takes, from a few steps."""
-        setup = self.setup
-        return final.epoch_seconds(choices.extract(setup.net, arch), setup.lessons, train.Recipe(), setup.augment)
 
     def alone(self, source: nn.Module) -> StandAlone:
         """Judges by a short training of its own, from the weights of a network with choices."""
@@ -248,7 +239,7 @@ class Phases:
             with self.display.phase("warm start") as watch:
                 first = warm.designs(self.setup, warm.affordable(dearest["rate"], dearest["epoch"]).upper)
                 found = warm.start(replace(self.setup, problem=self.problem), seconds, dearest["epoch"], dearest["rate"],
-                                   self.epoch_seconds, lambda spent: watch(min(spent, seconds), seconds))
+                                   partial(final.epoch_of, self.setup), lambda spent: watch(min(spent, seconds), seconds))
                 return {"archs": [*first, *(arch for arch in found if arch not in first)]}
 
         found: list[Arch] = self.ledger.remember("warm start", compute)["archs"]
@@ -258,8 +249,9 @@ class Phases:
         """``seconds``: of all final trainings, about; ``epoch``: those that an epoch of a network may take, so that there is the
         time for `final.MIN_EPOCHS` of them; ``rate``: `warm.rate_of` the images."""
         def compute() -> dict[str, float]:
-            others = self.seconds("warm start") + self.seconds("search") + self.seconds("random search")
-            seconds = self.setup.config.seconds - self.spent() - others
+            config = self.setup.config
+            others = sum(seconds_of(config, phase) for phase in ("warm start", "search", "random search")) - self.measured
+            seconds = config.seconds - self.spent() - others
             return {"seconds": seconds, "epoch": final.dearest(seconds, final.MIN_EPOCHS), "rate": warm.rate_of(self.setup)}
 
         return self.ledger.remember("dearest", compute)
@@ -275,13 +267,8 @@ class Phases:
         constraints."""
         problem, config = self.setup.problem, self.setup.config
         more = [self.trainable()[0]] if self.trust()["fallback"] else []
-        aimed = target.aim(problem, config.target) if self.aims else problem
+        aimed = target.aim(problem, config.target) if target.aims(config) else problem
         return replace(aimed, constraints=(*problem.constraints, *more))
-
-    @property
-    def aims(self) -> bool:
-        """Whether the search serves a target alone. A front for all preferences is searched for all objectives."""
-        return bool(self.setup.config.target) and self.setup.config.strategy != PREFERENCE
 
     def trainable(self) -> tuple[Constraint, list[Arch]]:
         """That an architecture can be trained in the end for `final.LEAST_EPOCHS`, and the witnesses that can. The bound is so
@@ -301,8 +288,9 @@ class Phases:
     def estimator(self) -> Estimator:
         """Costs first, then the error, by shared weights if they are to be trusted; what is too dear is not trained."""
         setup, brief = self.setup, self.trust()["fallback"]
+        aims = target.aims(setup.config)
         models = setup.of_delivered(setup.cost_models())
-        costs = Costs(setup.net, [self.steps, *models] if brief or self.aims else models, setup.example)
+        costs = Costs(setup.net, [self.steps, *models] if brief or aims else models, setup.example)
         judge: Estimator
         if not brief:
             judge = self.one_shot()
@@ -311,7 +299,7 @@ class Phases:
         else:
             judge = Known(self.known(), self.alone(setup.net))
         staged = Staged(self.problem, [costs, judge])
-        return target.Expecting(staged, self._epochs) if self.aims else staged
+        return target.Expecting(staged, self._epochs) if aims else staged
 
     def _epochs(self, ask: Ask, metrics: Metrics) -> tuple[float, float]:
         """The epochs behind an error, and those that the network would have in its last training."""
@@ -415,140 +403,6 @@ class Phases:
 
         return tell
 
-    # -------------------------------------------------------------------------------------------------------------- final
-    def finalists(self, study: Study) -> dict[str, Any]:
-        """Which networks of the front are trained, and for how long; from the time that is left.
-
-        A network one of whose epochs is too dear for the time (`final.LARGEST_SHARE`) gives way to the next best.
-        """
-        return self.ledger.remember("finalists", lambda: self._choose(study))
-
-    def _choose(self, study: Study) -> dict[str, Any]:
-        setup = self.setup
-        if not study.feasible():
-            study = study.promoted()
-        found = study.feasible() if self.aims else study.front()
-        if not found:
-            raise InputError(nothing_found(study))
-        if setup.config.target:
-            return self._for_target(found)
-        baselines = final.designed(setup)
-        front, bars = self._timed_together(found, list(baselines.values()))
-        recipe = train.Recipe()
-        bar_epochs = [final.epoch_seconds(net, setup.lessons, recipe, setup.augment) for net in baselines.values()]
-        seconds = max(setup.config.seconds - self.spent(), 0.2 * setup.config.seconds)
-        limit, epochs = final.dearest(seconds, final.LEAST_EPOCHS), dict[int, float]()
-        left = final.useful(front, setup.dataset.y[setup.split.train])
-        while True:
-            chosen = final.choose(left, setup.problem.objectives, bars, setup.config.networks)
-            for t in chosen:
-                if t.ask.number not in epochs:
-                    epochs[t.ask.number] = self.epoch_seconds(t.ask.arch)
-            dear = [t for t in chosen if epochs[t.ask.number] > limit]
-            if not dear or len(left) - len(dear) < final.MIN_NETWORKS:
-                break
-            left = [t for t in left if t not in dear]
-        n, lengths = final.plan([epochs[t.ask.number] for t in chosen], bar_epochs, seconds)
-        return {"numbers": [t.ask.number for t in chosen[:n]], "epochs": lengths,
-                "dear": [k for k, s in epochs.items() if s > limit and k not in {t.ask.number for t in chosen[:n]}]}
-
-    def _for_target(self, found: Sequence[Trial]) -> dict[str, Any]:
-        """The trainings of a run with a target (`target.trainings`): no hand-designed networks, all the time for the target."""
-        config = self.setup.config
-        chosen = target.ordered(found, config.target)[:config.networks]
-        seconds = max(config.seconds - self.spent(), 0.2 * config.seconds)
-        plan = target.trainings([self.epoch_seconds(t.ask.arch) for t in chosen], seconds)
-        return {"numbers": [chosen[k].ask.number for k, _ in plan], "epochs": [n for _, n in plan], "dear": []}
-
-    def _timed_together(self, trials: Sequence[Trial], nets: Sequence[nn.Module]) -> tuple[list[Trial], list[Metrics]]:
-        """The trials and the costs of the networks; latencies in PyTorch were timed by turns just now, so that they can be
-        compared (in ONNX Runtime each would take seconds to export)."""
-        setup, nets = self.setup, [self.setup.delivered(net) for net in nets]
-        models = setup.cost_models()
-        clocks = [m for m in models if isinstance(m, Latency) and m.runtime == "torch"]
-        alone = [m for m in models if m not in clocks]
-        costs: list[Metrics] = [{k: v for m in alone for k, v in m(net.eval(), setup.example).items()} for net in nets]
-        for clock in clocks:
-            found = [setup.delivered(choices.extract(setup.net, t.ask.arch)) for t in trials]
-            times = clock.compare([*found, *nets], setup.example)
-            trials = [replace(t, metrics={**t.metrics, **m}) for t, m in zip(trials, times, strict=False)]
-            costs = [{**c, **m} for c, m in zip(costs, times[len(trials):], strict=True)]
-        return list(trials), costs
-
-    def deliver(self, trials: Sequence[Trial], epochs: Sequence[float]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Trains, exports and measures the finalists and the hand-designed networks: their records. With a target there are no
-        hand-designed ones, and it ends with the first network that meets the target."""
-        config, problem = self.setup.config, self.setup.problem
-        orders = [self._found(t, sum(u is t for u in trials[:k])) for k, t in enumerate(trials)]
-        orders += [] if config.target else [self._designed(name) for name in final.designed(self.setup)]
-        delivery, records = final.Delivery(self.setup, train.Recipe()), []
-        with self.display.phase("final training") as watch:
-            for number, (order, length) in enumerate(zip(orders, epochs, strict=True)):
-                tick = partial(_within, watch, number, len(orders), order.id)
-                kept = Kept(self.storage, f"checkpoint {order.id}")
-                train_it = partial(self._delivered, delivery, order, number, length, tick, kept)
-                records.append(self.ledger.remember(f"final {order.id}", train_it))
-                kept.forget()
-                if config.target and target.meets(config.target, problem, target.judged(records[-1])):
-                    break
-            records = self._timed(delivery, orders, records)
-        return records[:len(trials)], records[len(trials):]
-
-    def _timed(self, delivery: final.Delivery, orders: Sequence[Order], records: Sequence[Mapping[str, Any]]
-               ) -> list[dict[str, Any]]:
-        """The records with the latencies of the networks that were delivered, and their quartiles."""
-        good = [k for k, record in enumerate(records) if "metrics" in record]
-
-        def compute() -> dict[str, Metrics]:
-            nets, folders = [orders[k].build() for k in good], [self.folder.model(orders[k].id) for k in good]
-            return dict(zip((orders[k].id for k in good), delivery.latencies(nets, folders), strict=True))
-
-        times, timed = self.ledger.remember("final latencies", compute), list[dict[str, Any]]()
-        for record in records:
-            timed.append(dict(record))
-            if "metrics" in record:
-                found = times[record["id"]]
-                middle, half = found["latency_ms"], found["latency_iqr_ms"] / 2
-                timed[-1] |= {"metrics": {**record["metrics"], **found},
-                              "intervals": {**record["intervals"], "latency_ms": [middle - half, middle + half]}}
-        return timed
-
-    def _found(self, trial: Trial, before: int) -> Order:
-        """Of an architecture that is trained for the second time, the name says so."""
-        arch, setup = trial.ask.arch, self.setup
-        about = {"architecture": spaces.labels(setup.problem.space, arch), "predicted": dict(trial.metrics)}
-        name = spaces.key(arch)[:8] + (f"-{before + 1}" if before else "")
-        return Order(name, about, partial(choices.extract, setup.net, arch))
-
-    def _designed(self, name: str) -> Order:
-        return Order(name.lower().replace(" ", "-"), {"name": name}, lambda: final.designed(self.setup)[name])
-
-    def _delivered(self, delivery: final.Delivery, order: Order, number: int, epochs: float,
-                   watch: Callable[[int, int], None], kept: Kept) -> dict[str, Any]:
-        """The record of one network; of one whose training fails, the error."""
-        folder = self.folder.model(order.id)
-        shutil.rmtree(folder, ignore_errors=True)
-        with self.folder.writing(folder):
-            folder.mkdir(parents=True)
-        try:
-            found = delivery(order.build(), number, epochs, folder, watch, kept)
-        except (FloatingPointError, MemoryError) as problem:
-            found = {"failed": one_line(problem)}
-        return {"id": order.id, **order.about, **found}
-
-
-@dataclass(frozen=True)
-class Order:
-    """A network to train: its name, what its record says of it, and how to build it untrained."""
-
-    id: str
-    about: dict[str, Any]
-    build: Callable[[], nn.Module]
-
-
-def _within(watch: Watch, number: int, count: int, note: str, done: int, total: int) -> None:
-    watch(number + done / total, count, note)
-
 
 def judge(pairs: Sequence[Sequence[float]], config: Config, failed: str | None = None) -> dict[str, Any]:
     """Whether shared weights rank the witnesses as their own trainings do (Kendall's tau with a bootstrap interval)."""
@@ -582,16 +436,3 @@ def load_weights(net: nn.Module, blob: bytes) -> None:
     except RuntimeError as problem:
         raise InputError("the network is not the one that this run began with: give that one "
                          f"({one_line(problem)}).") from problem
-
-
-def nothing_found(study: Study) -> str:
-    """Why a search has no front: the constraint that is missed by most, or the most frequent error."""
-    clean = [t for t in study.trials if t.error is None]
-    if not clean:
-        errors = Counter(t.error for t in study.trials)
-        return (f"all {len(study.trials)} trials failed, most often with: {errors.most_common(1)[0][0]}" if errors
-                else "the budget ended before the first trial: give more time.")
-    nearest = min(clean, key=lambda t: study.problem.violation(t.metrics))
-    worst = max(study.problem.constraints, key=lambda c: c.violation(nearest.metrics))
-    return (f"no architecture meets {worst}: the nearest of {len(clean)} has {nearest.metrics[worst.name]:.4g}"
-            f"{worst.unit and ' ' + worst.unit}; relax it, or give more time.")

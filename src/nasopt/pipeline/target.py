@@ -9,7 +9,9 @@ from typing import Any
 
 from nasopt import goals
 from nasopt.pipeline.final import EXPORT_SECONDS, LEAST_EPOCHS, MAX_EPOCHS
+from nasopt.pipeline.setup import Config
 from nasopt.protocols import Estimator
+from nasopt.strategies.catalogue import PREFERENCE
 from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem, Trial
 
 FIRST, GROWTH = 1 / 4, 3
@@ -31,6 +33,11 @@ def expected(error: float, brief: float, epochs: float) -> float:
     long, and may be ahead of one that is better after equally many images.
     """
     return float(error * (epochs / brief) ** -SLOPE)
+
+
+def aims(config: Config) -> bool:
+    """Whether a run's search serves a target alone. A front for all preferences is searched for all objectives."""
+    return bool(config.target) and config.strategy != PREFERENCE
 
 
 def aim(problem: Problem, target: Sequence[Constraint]) -> Problem:

@@ -1,0 +1,194 @@
+"""From what a search found to delivered networks: which are trained, for how long, and their records."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from nasopt import space as spaces
+from nasopt.cost.clock import Latency
+from nasopt.errors import InputError, one_line
+from nasopt.nets import choices, train
+from nasopt.pipeline import final, target
+from nasopt.pipeline.folder import Folder
+from nasopt.pipeline.kept import Kept
+from nasopt.pipeline.ledger import Ledger
+from nasopt.pipeline.progress import Display, Watch
+from nasopt.pipeline.setup import Setup
+from nasopt.protocols import Storage
+from nasopt.trial import Metrics, Study, Trial
+
+
+@dataclass(frozen=True, eq=False)
+class Finals:
+    """The last phase of one run over its set-up, storage and folder."""
+
+    setup: Setup
+    storage: Storage
+    folder: Folder
+    display: Display
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the run remembers."""
+        return Ledger(self.storage)
+
+    def finalists(self, study: Study, spent: float) -> dict[str, Any]:
+        """Which networks are trained, and for how long: {numbers: of trials, epochs, dear: numbers that were left out}.
+
+        Without a target networks of the front, and one of whose epochs is too dear for the time (`final.LARGEST_SHARE`) gives
+        way to the next best; the hand-designed ones come after them.
+
+        Args:
+            spent: seconds of the budget that are gone.
+
+        Raises:
+            InputError: the search found nothing.
+        """
+        return self.ledger.remember("finalists", lambda: self._choose(study, spent))
+
+    def _choose(self, study: Study, spent: float) -> dict[str, Any]:
+        setup = self.setup
+        if not study.feasible():
+            study = study.promoted()
+        found = study.feasible() if target.aims(setup.config) else study.front()
+        if not found:
+            raise InputError(nothing_found(study))
+        seconds = max(setup.config.seconds - spent, 0.2 * setup.config.seconds)
+        return self._for_target(found, seconds) if setup.config.target else self._for_front(found, seconds)
+
+    def _for_front(self, found: Sequence[Trial], seconds: float) -> dict[str, Any]:
+        setup = self.setup
+        baselines = final.designed(setup)
+        front, bars = self._timed_together(found, list(baselines.values()))
+        recipe = train.Recipe()
+        bar_epochs = [final.epoch_seconds(net, setup.lessons, recipe, setup.augment) for net in baselines.values()]
+        limit, epochs = final.dearest(seconds, final.LEAST_EPOCHS), dict[int, float]()
+        left = final.useful(front, setup.dataset.y[setup.split.train])
+        while True:
+            chosen = final.choose(left, setup.problem.objectives, bars, setup.config.networks)
+            for t in chosen:
+                if t.ask.number not in epochs:
+                    epochs[t.ask.number] = final.epoch_of(setup, t.ask.arch)
+            dear = [t for t in chosen if epochs[t.ask.number] > limit]
+            if not dear or len(left) - len(dear) < final.MIN_NETWORKS:
+                break
+            left = [t for t in left if t not in dear]
+        n, lengths = final.plan([epochs[t.ask.number] for t in chosen], bar_epochs, seconds)
+        return {"numbers": [t.ask.number for t in chosen[:n]], "epochs": lengths,
+                "dear": [k for k, s in epochs.items() if s > limit and k not in {t.ask.number for t in chosen[:n]}]}
+
+    def _for_target(self, found: Sequence[Trial], seconds: float) -> dict[str, Any]:
+        """The trainings of a run with a target (`target.trainings`): no hand-designed networks, all the time for the target."""
+        config = self.setup.config
+        chosen = target.ordered(found, config.target)[:config.networks]
+        plan = target.trainings([final.epoch_of(self.setup, t.ask.arch) for t in chosen], seconds)
+        return {"numbers": [chosen[k].ask.number for k, _ in plan], "epochs": [n for _, n in plan], "dear": []}
+
+    def _timed_together(self, trials: Sequence[Trial], nets: Sequence[nn.Module]) -> tuple[list[Trial], list[Metrics]]:
+        """The trials and the costs of the networks; latencies in PyTorch were timed by turns just now, so that they can be
+        compared (in ONNX Runtime each would take seconds to export)."""
+        setup, nets = self.setup, [self.setup.delivered(net) for net in nets]
+        models = setup.cost_models()
+        clocks = [m for m in models if isinstance(m, Latency) and m.runtime == "torch"]
+        alone = [m for m in models if m not in clocks]
+        costs: list[Metrics] = [{k: v for m in alone for k, v in m(net.eval(), setup.example).items()} for net in nets]
+        for clock in clocks:
+            found = [setup.delivered(choices.extract(setup.net, t.ask.arch)) for t in trials]
+            times = clock.compare([*found, *nets], setup.example)
+            trials = [replace(t, metrics={**t.metrics, **m}) for t, m in zip(trials, times, strict=False)]
+            costs = [{**c, **m} for c, m in zip(costs, times[len(trials):], strict=True)]
+        return list(trials), costs
+
+    def deliver(self, trials: Sequence[Trial], epochs: Sequence[float]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Trains, exports and measures the finalists and the hand-designed networks: their records. With a target there are no
+        hand-designed ones, and it ends with the first network that meets the target."""
+        config, problem = self.setup.config, self.setup.problem
+        orders = [self._found(t, sum(u is t for u in trials[:k])) for k, t in enumerate(trials)]
+        orders += [] if config.target else [self._designed(name) for name in final.designed(self.setup)]
+        delivery, records = final.Delivery(self.setup, train.Recipe()), []
+        with self.display.phase("final training") as watch:
+            for number, (order, length) in enumerate(zip(orders, epochs, strict=True)):
+                tick = partial(_within, watch, number, len(orders), order.id)
+                kept = Kept(self.storage, f"checkpoint {order.id}")
+                train_it = partial(self._delivered, delivery, order, number, length, tick, kept)
+                records.append(self.ledger.remember(f"final {order.id}", train_it))
+                kept.forget()
+                if config.target and target.meets(config.target, problem, target.judged(records[-1])):
+                    break
+            records = self._timed(delivery, orders, records)
+        return records[:len(trials)], records[len(trials):]
+
+    def _timed(self, delivery: final.Delivery, orders: Sequence[Order], records: Sequence[Mapping[str, Any]]
+               ) -> list[dict[str, Any]]:
+        """The records with the latencies of the networks that were delivered, and their quartiles."""
+        good = [k for k, record in enumerate(records) if "metrics" in record]
+
+        def compute() -> dict[str, Metrics]:
+            nets, folders = [orders[k].build() for k in good], [self.folder.model(orders[k].id) for k in good]
+            return dict(zip((orders[k].id for k in good), delivery.latencies(nets, folders), strict=True))
+
+        times, timed = self.ledger.remember("final latencies", compute), list[dict[str, Any]]()
+        for record in records:
+            timed.append(dict(record))
+            if "metrics" in record:
+                found = times[record["id"]]
+                middle, half = found["latency_ms"], found["latency_iqr_ms"] / 2
+                timed[-1] |= {"metrics": {**record["metrics"], **found},
+                              "intervals": {**record["intervals"], "latency_ms": [middle - half, middle + half]}}
+        return timed
+
+    def _found(self, trial: Trial, before: int) -> Order:
+        """Of an architecture that is trained for the second time, the name says so."""
+        arch, setup = trial.ask.arch, self.setup
+        about = {"architecture": spaces.labels(setup.problem.space, arch), "predicted": dict(trial.metrics)}
+        name = spaces.key(arch)[:8] + (f"-{before + 1}" if before else "")
+        return Order(name, about, partial(choices.extract, setup.net, arch))
+
+    def _designed(self, name: str) -> Order:
+        return Order(name.lower().replace(" ", "-"), {"name": name}, lambda: final.designed(self.setup)[name])
+
+    def _delivered(self, delivery: final.Delivery, order: Order, number: int, epochs: float,
+                   watch: Callable[[int, int], None], kept: Kept) -> dict[str, Any]:
+        """The record of one network; of one whose training fails, the error."""
+        folder = self.folder.model(order.id)
+        shutil.rmtree(folder, ignore_errors=True)
+        with self.folder.writing(folder):
+            folder.mkdir(parents=True)
+        try:
+            found = delivery(order.build(), number, epochs, folder, watch, kept)
+        except (FloatingPointError, MemoryError) as problem:
+            found = {"failed": one_line(problem)}
+        return {"id": order.id, **order.about, **found}
+
+
+@dataclass(frozen=True)
+class Order:
+    """A network to train: its name, what its record says of it, and how to build it untrained."""
+
+    id: str
+    about: dict[str, Any]
+    build: Callable[[], nn.Module]
+
+
+def _within(watch: Watch, number: int, count: int, note: str, done: int, total: int) -> None:
+    watch(number + done / total, count, note)
+
+
+def nothing_found(study: Study) -> str:
+    """Why a search has no front: the constraint that is missed by most, or the most frequent error."""
+    clean = [t for t in study.trials if t.error is None]
+    if not clean:
+        errors = Counter(t.error for t in study.trials)
+        return (f"all {len(study.trials)} trials failed, most often with: {errors.most_common(1)[0][0]}" if errors
+                else "the budget ended before the first trial: give more time.")
+    nearest = min(clean, key=lambda t: study.problem.violation(t.metrics))
+    worst = max(study.problem.constraints, key=lambda c: c.violation(nearest.metrics))
+    return (f"no architecture meets {worst}: the nearest of {len(clean)} has {nearest.metrics[worst.name]:.4g}"
+            f"{worst.unit and ' ' + worst.unit}; relax it, or give more time.")
