@@ -98,10 +98,19 @@ def test_a_search_for_a_target_aims_at_what_it_bounds_alone() -> None:
     assert target.aim(PROBLEM, [ERROR]).objectives == (Objective(target.EXPECTED),)
 
 
-@pytest.mark.parametrize("seconds", [100.0, 8000.0])
-def test_the_last_training_has_what_the_first_leaves(seconds: float) -> None:
-    plan = target.trainings([seconds / 80], seconds)
-    assert target.last(seconds) == pytest.approx(plan[-1][1] * seconds / 80)
+def test_the_time_that_a_target_needs() -> None:
+    """An error 2 ** SLOPE times the bound halves with twice the time."""
+    assert target.needed(0.06 * 2 ** target.SLOPE, [ERROR]) == pytest.approx(2)
+    assert target.needed(0.06 * 4 ** -target.SLOPE, [ERROR, PARAMS]) == pytest.approx(1 / 4)
+    assert target.needed(0.5, [PARAMS]) == 0
+    assert target.needed(0.5, [Constraint("error", 0.0)]) == np.inf
+
+
+@pytest.mark.parametrize(("share", "seconds"), [(0.0, [1000, 3000]), (0.3, [1200, 2800]), (0.34, [4000]), (np.inf, [4000])])
+def test_the_first_training_has_what_the_target_is_expected_to_need(share: float, seconds: list[float]) -> None:
+    """More than a third of the time is all of it: what would be left could not help."""
+    plan = target.trainings([100.0], 4000.0, share)
+    assert [100 * n + final.EXPORT_SECONDS for _, n in plan] == pytest.approx(seconds)
 
 
 def test_networks_within_the_costs_come_first() -> None:
@@ -169,7 +178,7 @@ def test_a_run_ends_when_the_target_is_met(data: Path, tmp_path: Path, monkeypat
                         or fit(net, images, *rest, **more))
     monkeypatch.setattr(final.Delivery, "mistakes", lambda self, folder, files: tested.append(folder.name)
                         or mistakes(self, folder, files))
-    monkeypatch.setattr(target, "trainings", lambda epoch, seconds: [(0, 6.0), (0, 12.0)])
+    monkeypatch.setattr(target, "trainings", lambda epoch, seconds, share: [(0, 6.0), (0, 12.0)])
     found = run_with(data, tmp_path / "run", "error<=66%", "params<=1M")
     results = found.results
     (net,) = found.front()
@@ -192,7 +201,7 @@ def test_a_run_ends_when_the_target_is_met(data: Path, tmp_path: Path, monkeypat
 def test_a_run_that_misses_its_target_ends_with_the_best_it_has(data: Path, tmp_path: Path,
                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     """Here two trainings of one network, the second of which has a name of its own."""
-    monkeypatch.setattr(target, "trainings", lambda epoch, seconds: [(0, 0.5), (0, 1.0)])
+    monkeypatch.setattr(target, "trainings", lambda epoch, seconds, share: [(0, 0.5), (0, 1.0)])
     found = run_with(data, tmp_path / "run", "params<=10", strategy="random")
     assert found.front() and not found.results["target"]["met"]
     assert "params <= 10 was missed: the nearest network" in found.results["target"]["sentence"]

@@ -302,14 +302,14 @@ class Phases:
         return target.Expecting(staged, self._epochs) if aims else staged
 
     def _epochs(self, ask: Ask, metrics: Metrics) -> tuple[float, float]:
-        """The epochs behind an error, and those that the network would have in its last training."""
+        """The epochs behind an error, and those that the network would have if its final training were the only one."""
         known = self._dearest()
         if "training_seconds" in metrics:
             brief = ask.fidelity * self.low_fidelity().epochs
             epoch = metrics["training_seconds"] / brief
         else:
             brief, epoch = self.supernet()["passes"], metrics["step_ms"] / known["rate"]
-        return brief, min(final.MAX_EPOCHS, target.last(known["seconds"]) / epoch)
+        return brief, min(final.MAX_EPOCHS, known["seconds"] / epoch)
 
     @property
     def inherits(self) -> bool:

@@ -3,6 +3,7 @@ the end."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,8 +16,13 @@ from nasopt.strategies.catalogue import PREFERENCE
 from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem, Trial
 
 FIRST, GROWTH = 1 / 4, 3
-"""Of the time for final trainings, what the first one has, and how many times as much each further one has as the one before, the
-last one all that is left: a target that is met soon costs little, and three quarters of the time are left for one that is not."""
+"""Of the time for final trainings, what the first one has at least, and how many times as much each further one has as the one
+before, the last one all that is left: a target that is met soon costs little, and three quarters of the time are left for one
+that is not."""
+
+AGAIN = 2
+"""How many times as many epochs a network learns for when it is trained again, at least. What is expected to need so much that
+there would be no time for that has all of it at once."""
 
 EXPECTED = "expected_error"
 """The metric that stands for the error in such a run's search."""
@@ -68,27 +74,30 @@ def ordered(trials: Sequence[Trial], target: Sequence[Constraint]) -> list[Trial
     return sorted(trials, key=lambda t: (sum(c.violation(t.metrics) for c in costs), t.metrics.get(EXPECTED, t.metrics["error"])))
 
 
-def last(seconds: float) -> float:
-    """Seconds that the last training has of so many for all of them, if the first one was not enough."""
-    return max((1 - FIRST) * seconds - EXPORT_SECONDS, 0.25 * seconds)
+def needed(error: float, target: Sequence[Constraint]) -> float:
+    """The share of a training's time after which its expected error meets the target; above 1 where all of it is too little, and
+    0 without a bound on the error."""
+    bounds = [c.upper for c in target if c.name == "error"]
+    return max(((error / bound) ** (1 / SLOPE) if bound > 0 else math.inf for bound in bounds), default=0.0)
 
 
-def trainings(epoch: Sequence[float], seconds: float) -> list[tuple[int, float]]:
+def trainings(epoch: Sequence[float], seconds: float, share: float = 0.0) -> list[tuple[int, float]]:
     """Which network to train, and for how many epochs, one after the other until the target is met.
 
-    Every training is that of the first network that can be trained for `final.LEAST_EPOCHS` in its time and that learns for twice
-    as many epochs as it did before at least, if it did. If there is none, the training after it has its time too.
+    Every training is that of the first network that can be trained for `final.LEAST_EPOCHS` in its time and that learns for
+    `AGAIN` times as many epochs as it did before at least, if it did. If there is none, the training after it has its time too.
 
     Args:
         epoch: seconds an epoch of every network, the most promising first.
         seconds: for all trainings and exports together.
+        share: of these seconds, what the most promising is expected to need.
     """
-    left, part = seconds, FIRST * seconds
+    left, part = seconds, (max(FIRST, share) if share <= 1 / (1 + AGAIN) else 1.0) * seconds
     plan, before = list[tuple[int, float]](), dict[int, float]()
     while left > 0:
         part = left if left - part < part else part
         lengths = [min(MAX_EPOCHS, max(0.0, part - EXPORT_SECONDS) / e) for e in epoch]
-        fit = [k for k, n in enumerate(lengths) if n >= max(LEAST_EPOCHS, 2 * before.get(k, 0.0))]
+        fit = [k for k, n in enumerate(lengths) if n >= max(LEAST_EPOCHS, AGAIN * before.get(k, 0.0))]
         if fit:
             k = fit[0]
             plan.append((k, lengths[k]))

@@ -26,7 +26,7 @@ from nasopt.spaces.designed import Residual
 WIDTHS = (64, 256, 256, 256)
 """Channels of the widest stages."""
 
-PERCENT = (6.25, 12.5, 18.75, 25, 37.5, 50, 100)
+PERCENT = (6.25, 12.5, 18.75, 25, 37.5, 50, 75, 100)
 """The widths to choose from, in percent of these, the same for every stage."""
 
 EXPANSION = 4
