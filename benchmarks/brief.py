@@ -130,8 +130,9 @@ def report(found: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> N
         "title": "Brief trainings against the training that a network has in the end", "order": 49,
         "text": f"{len(found)} networks of the space `fast`, designs of four sizes and mutants of them, each trained for "
                 f"{options.seconds:g} s in the end, on {torch.get_num_threads()} thread"
-                f"{'s' if torch.get_num_threads() > 1 else ''}. \"Expected\": the brief error times (epochs in the end / brief "
-                f"epochs) ** -{target.SLOPE:g}. The slope that a network really had, median and range: "
+                f"{'s' if torch.get_num_threads() > 1 else ''}. \"Expected\": by a broken power law, of slope "
+                f"{target.EARLY:g} up to {target.BREAK:g} epochs and {target.LATE:g} from there on. The one "
+                "slope that a network really had, median and range: "
                 + "; ".join(f"from {name} {np.median(s):.2f} [{min(s):.2f}, {max(s):.2f}]" for name, s in slopes.items()) + ".",
         "slopes": slopes,
         "tables": [

@@ -364,6 +364,7 @@ def test_a_search_begins_with_the_designs_of_its_space_in_sizes_that_can_be_trai
     assert len(found) == 2, "images of 16 pixels are too small for the designs of four stages"
     assert work / 16 < spent[1] <= work / 8 < spent[0] <= work / 4
     assert all(arch["first/enter"] == own["first/enter"] and arch["head/pool"] == own["head/pool"] for arch in found)
+    assert warm.designs(there, 4 * bound)[0] == own, "as it is, where it can be trained"
     assert warm.designs(there, 1e-6) == [] == warm.designs(coloured(), bound)
 
 
@@ -404,7 +405,7 @@ def test_with_a_target_the_search_expects_what_its_time_allows(fallback: bool, s
         run.ledger.store(name, result)
     monkeypatch.setattr(phases.Layers, "__call__", lambda *given: {"step_ms": 60.0})
     found = run.estimator()(Ask(0, run.witnesses()[0]))
-    assert found[target.EXPECTED] == pytest.approx(0.4 * (50 / (0.5 if fallback else 8)) ** -target.SLOPE)
+    assert found[target.EXPECTED] == pytest.approx(0.4 * target.curve(50) / target.curve(0.5 if fallback else 8))
     assert [o.name for o in run.problem.objectives] == [target.EXPECTED]
 
 

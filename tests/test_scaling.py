@@ -36,7 +36,7 @@ def test_one_step_multiplies_widths_and_depths(net: fast.Fast, arch: dict[str, i
     before = space.labels(choices.space_of(net), arch)
     changed = {path: (before[path], words[path]) for path in words if words[path] != before[path]}
     assert changed == {f"{stage}/{name}": pair for stage in ("first", "stages[0]", "stages[1]") for name, pair in
-                       (("width", ("50", "75")), ("blocks=plain/depth", ("2", "3")))}, "32 * 1.46 is nearer to 48 than to 32 or 64"
+                       (("width", ("50", "75")), ("blocks=plain/depth", ("2", "3")))}, "32 * 1.46 is nearest to 48"
     twice = space.labels(choices.space_of(net), scaling.compound(net, arch, 2.0))
     assert twice["first/width"] == "50" and twice["first/blocks=plain/depth"] == "3", "32 * 1.21 is nearer to 32, 2 * 1.44 to 3"
     smaller = space.labels(choices.space_of(net), scaling.compound(net, arch, -12.0))

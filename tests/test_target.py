@@ -71,12 +71,13 @@ def test_a_plan_keeps_within_the_time(seed: int) -> None:
     assert all(final.LEAST_EPOCHS <= n <= final.MAX_EPOCHS for ns in lengths for n in ns)
 
 
-@pytest.mark.parametrize("slope", [0.2, 0.5])
-def test_the_error_to_expect_falls_as_a_power_of_the_epochs(slope: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "SLOPE", slope)
+def test_the_error_to_expect_falls_as_a_broken_power_of_the_epochs() -> None:
     assert target.expected(0.3, 2.0, 2.0) == 0.3
-    steps = np.log([target.expected(0.3, 0.5, e) for e in (1.0, 2.0, 4.0, 8.0)])
-    assert np.diff(steps) == pytest.approx(-slope * np.log(2))
+    epochs = target.BREAK * 2.0 ** np.arange(-4, 5)
+    steps = np.diff(np.log2([target.expected(0.3, 0.7, e) for e in epochs]))
+    assert steps == pytest.approx([-target.EARLY] * 4 + [-target.LATE] * 4)
+    assert [target.inverse(target.curve(e)) for e in epochs] == pytest.approx(epochs)
+    assert target.inverse(0.0) == np.inf
 
 
 def test_a_network_that_learns_faster_is_expected_to_learn_longer() -> None:
@@ -84,8 +85,8 @@ def test_a_network_that_learns_faster_is_expected_to_learn_longer() -> None:
     answers = {0: {"error": 0.20, "seconds": 4.0}, 1: {"error": 0.24, "seconds": 1.0}, 2: {"seconds": 9.0}}
     estimate = target.Expecting(lambda ask: answers[ask.number], lambda ask, metrics: (1.0, 100 / metrics["seconds"]))
     found = [dict(estimate(Ask(k, {}))) for k in answers]
-    assert found[0][target.EXPECTED] == pytest.approx(0.20 * 25 ** -target.SLOPE)
-    assert found[1][target.EXPECTED] == pytest.approx(0.24 * 100 ** -target.SLOPE)
+    assert found[0][target.EXPECTED] == pytest.approx(0.20 * target.curve(25))
+    assert found[1][target.EXPECTED] == pytest.approx(0.24 * target.curve(100))
     assert found[2] == {"seconds": 9.0}, "refused before it was trained"
     trials = [trial(k, **metrics) for k, metrics in enumerate(found[:2])]
     assert [t.ask.number for t in target.ordered(trials, [ERROR])] == [1, 0]
@@ -98,12 +99,14 @@ def test_a_search_for_a_target_aims_at_what_it_bounds_alone() -> None:
     assert target.aim(PROBLEM, [ERROR]).objectives == (Objective(target.EXPECTED),)
 
 
-def test_the_time_that_a_target_needs() -> None:
-    """An error 2 ** SLOPE times the bound halves with twice the time."""
-    assert target.needed(0.06 * 2 ** target.SLOPE, [ERROR]) == pytest.approx(2)
-    assert target.needed(0.06 * 4 ** -target.SLOPE, [ERROR, PARAMS]) == pytest.approx(1 / 4)
-    assert target.needed(0.5, [PARAMS]) == 0
-    assert target.needed(0.5, [Constraint("error", 0.0)]) == np.inf
+def test_the_epochs_that_a_target_needs() -> None:
+    """An error 2 ** LATE times the bound needs twice the epochs."""
+    assert target.needed(0.06 * 2 ** target.LATE, 20.0, [ERROR]) == pytest.approx(40)
+    assert target.needed(0.06 * 2 ** -target.LATE, 20.0, [ERROR, PARAMS]) == pytest.approx(10)
+    assert target.needed(0.06 * 4 ** -target.EARLY, 4.0, [ERROR]) == pytest.approx(1)
+    assert target.needed(0.5, 20.0, [PARAMS]) == 0
+    assert target.needed(0.0, 20.0, [ERROR]) < 1e-9
+    assert target.needed(0.5, 20.0, [Constraint("error", 0.0)]) == np.inf
 
 
 @pytest.mark.parametrize(("share", "seconds"), [(0.0, [1000, 3000]), (0.3, [1200, 2800]), (0.34, [4000]), (np.inf, [4000])])

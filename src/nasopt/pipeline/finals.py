@@ -88,9 +88,11 @@ class Finals:
         """The trainings of a run with a target (`target.trainings`): no hand-designed networks, all the time for the target."""
         config = self.setup.config
         chosen = target.ordered(found, config.target)[:config.networks]
-        epochs = [final.epoch_of(self.setup, t.ask.arch) for t in chosen]
-        share = target.needed(chosen[0].metrics[target.EXPECTED], config.target) if target.aims(config) else 0.0
-        plan = target.trainings(epochs, seconds, share)
+        epoch, share = [final.epoch_of(self.setup, t.ask.arch) for t in chosen], 0.0
+        if target.aims(config):
+            most = seconds / epoch[0]
+            share = target.needed(chosen[0].metrics[target.EXPECTED], min(final.MAX_EPOCHS, most), config.target) / most
+        plan = target.trainings(epoch, seconds, share)
         return {"numbers": [chosen[k].ask.number for k, _ in plan], "epochs": [n for _, n in plan], "dear": []}
 
     def _timed_together(self, trials: Sequence[Trial], nets: Sequence[nn.Module]) -> tuple[list[Trial], list[Metrics]]:

@@ -27,9 +27,23 @@ there would be no time for that has all of it at once."""
 EXPECTED = "expected_error"
 """The metric that stands for the error in such a run's search."""
 
-SLOPE = 0.35
-"""By how much log error falls where log epochs rise by 1, about: the learning curve is a power law (Hestness et al., arXiv
-1712.00409; what networks really had: `benchmarks/brief.py`)."""
+BREAK, EARLY, LATE = 5.0, 0.45, 0.2
+"""The learning curve that is expected of every network: a broken power law (Caballero et al., arXiv 2210.14891, eq. 1, with a
+sharp break). So many epochs are the break; before it and after it log error falls by so much where log epochs rise by 1. What
+networks really had: `benchmarks/brief.py`."""
+
+
+def curve(epochs: float) -> float:
+    """The error after so many epochs, in units of that after one."""
+    return float(min(epochs, BREAK) ** -EARLY * (max(epochs, BREAK) / BREAK) ** -LATE)
+
+
+def inverse(value: float) -> float:
+    """The epochs after which `curve` has fallen to this value; infinite for 0."""
+    knee = curve(BREAK)
+    if value <= 0:
+        return math.inf
+    return float(value ** (-1 / EARLY) if value >= knee else BREAK * (value / knee) ** (-1 / LATE))
 
 
 def expected(error: float, brief: float, epochs: float) -> float:
@@ -38,7 +52,13 @@ def expected(error: float, brief: float, epochs: float) -> float:
     In a run with a target all networks have the same time, not the same epochs: one that learns twice as fast learns twice as
     long, and may be ahead of one that is better after equally many images.
     """
-    return float(error * (epochs / brief) ** -SLOPE)
+    return error * curve(epochs) / curve(brief)
+
+
+def needed(error: float, epochs: float, target: Sequence[Constraint]) -> float:
+    """The epochs after which a network meets what the target says of the error, if ``error`` is expected after ``epochs``; 0
+    without such a bound."""
+    return max((inverse(c.upper / max(error, 1e-9) * curve(epochs)) for c in target if c.name == "error"), default=0.0)
 
 
 def aims(config: Config) -> bool:
@@ -72,13 +92,6 @@ def ordered(trials: Sequence[Trial], target: Sequence[Constraint]) -> list[Trial
     """Those first that meet what the target says of costs, then by the error to expect, if that is known, or else the error."""
     costs = [c for c in target if c.name != "error"]
     return sorted(trials, key=lambda t: (sum(c.violation(t.metrics) for c in costs), t.metrics.get(EXPECTED, t.metrics["error"])))
-
-
-def needed(error: float, target: Sequence[Constraint]) -> float:
-    """The share of a training's time after which its expected error meets the target; above 1 where all of it is too little, and
-    0 without a bound on the error."""
-    bounds = [c.upper for c in target if c.name == "error"]
-    return max(((error / bound) ** (1 / SLOPE) if bound > 0 else math.inf for bound in bounds), default=0.0)
 
 
 def trainings(epoch: Sequence[float], seconds: float, share: float = 0.0) -> list[tuple[int, float]]:

@@ -143,16 +143,19 @@ def start(setup: Setup, seconds: float, epoch: float, rate: float, timed: Callab
 
 def designs(setup: Setup, step_ms: float) -> list[Arch]:
     """The networks designed by hand that the space has (`nasopt.pipeline.setup.MEMBERS`), each scaled to what a training step of
-    so many rough milliseconds allows, and to half of that; multiply-accumulates say what that is."""
-    net, found, table = setup.net, list[Arch](), step_table()
+    so many rough milliseconds allows, and to half of that; multiply-accumulates say what that is. Those that it allows as they
+    are come first."""
+    net, found, others, table = setup.net, list[Arch](), list[Arch](), step_table()
     for design in MEMBERS.get(setup.config.space, lambda: ())():
         with suppress(InputError):  # images too small for it, or no scaling as small as that
             arch = design(net)
             alone = choices.extract(net, arch).eval()
-            rate = flops(alone, setup.example) / table(alone, setup.example)["step_ms"]
+            work, own = flops(alone, setup.example), table(alone, setup.example)["step_ms"]
+            if own <= step_ms:
+                found.append(arch)
             for share in (1.0, 0.5):
-                found.append(scaling.within(net, arch, setup.example, flops, share * rate * step_ms).arch)
-    return list({spaces.key(arch): arch for arch in found}.values())
+                others.append(scaling.within(net, arch, setup.example, flops, share * step_ms * work / own).arch)
+    return list({spaces.key(arch): arch for arch in [*found, *others]}.values())
 
 
 def _different(trials: Sequence[Trial], n: int) -> list[Trial]:
