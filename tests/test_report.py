@@ -369,8 +369,29 @@ def test_the_hypervolume_figure_has_baseline_and_level() -> None:
 
 
 def test_figures_are_absent_without_data() -> None:
-    for make in (figures.front, figures.hypervolume, figures.predicted, figures.trust):
+    for make in (figures.front, figures.hypervolume, figures.predicted, figures.learning, figures.trust):
         assert make({}) is None
+
+
+def test_learning_curves_are_drawn_where_there_are_any() -> None:
+    results = example()
+    assert figures.learning(results) is None and "Learning curves" not in html.render(results)
+    results["front"][1]["curve"] = [{"epochs": 2.0, "seconds": 30.0, "loss": 1.5, "error": 0.3},
+                                    {"epochs": 4.0, "seconds": 60.0, "loss": 0.9, "error": 0.1}]
+    results["designed"][0]["curve"] = [{"epochs": 3.0, "seconds": 10.0, "loss": 1.2}]
+    panel = figures.learning(results)
+    assert panel is not None and "Learning curves" in html.render(results)
+    assert [t.name for t in panel.figure.data] == ["net-1", "small ResNet"]
+    metric, against = panel.menus
+    assert [o.label for o in metric.options] == ["validation error (%)", "training loss"]
+    assert metric.options[0].traces["y"] == [pytest.approx([30.0, 10.0]), [None]] and metric.options[1].traces["y"][1] == [1.2]
+    assert against.options[1].traces["x"] == [[30.0, 60.0], [10.0]]
+
+
+def test_an_expected_error_is_compared_with_the_validation_error() -> None:
+    known = {"id": "a", "metrics": {"error": 0.06, "test_error": 0.07}, "predicted": {"expected_error": 0.05}}
+    net = record.network(known, "front", 0)
+    assert figures.pairs_of([net], "expected_error") == [("a", 0.05, 0.06)]
 
 
 def test_a_front_of_two_errors_still_has_two_axes() -> None:

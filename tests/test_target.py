@@ -92,6 +92,23 @@ def test_a_network_that_learns_faster_is_expected_to_learn_longer() -> None:
     assert [t.ask.number for t in target.ordered(trials, [ERROR])] == [1, 0]
 
 
+@pytest.mark.parametrize(("gain", "seconds", "epochs", "stops"), [
+    (0.1, 1000.0, 20.0, False), (0.001, 1000.0, 20.0, True),  # 10 of the 900 s that are left are worth .2 %
+    (0.1, 110.0, 20.0, True),  # 10 of the last 10 s
+    (0.001, 1000.0, final.MAX_EPOCHS, False),  # no training is longer
+])
+def test_a_search_ends_when_a_longer_training_is_worth_more(gain: float, seconds: float, epochs: float, stops: bool,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target.SmallGain, "gain", lambda self, trials, more: gain)
+    rule = target.Dearer(target.aim(PROBLEM, [ERROR]), seconds)
+    trials = [Trial(Ask(k, {"a": k}), {target.EXPECTED: 0.1 + k, target.EPOCHS: 1.0 if k else epochs}, 10.0) for k in range(10)]
+    said = rule(trials)
+    assert bool(said) == stops and rule(trials[:9]) == ""
+    if stops:
+        longer = min(final.MAX_EPOCHS, epochs * (seconds - 100) / max(seconds - 110, 1e-9))
+        assert f"and their 10 s in the final training by {1 - target.curve(longer) / target.curve(epochs):.2%}" in said
+
+
 def test_a_search_for_a_target_aims_at_what_it_bounds_alone() -> None:
     both = target.aim(PROBLEM, [ERROR, PARAMS])
     assert both.objectives == (Objective(target.EXPECTED), Objective("params"))

@@ -173,7 +173,8 @@ def trained(resume: Checkpoint | None = None,
     torch.manual_seed(0)
     net = nn.Sequential(*small(), nn.Dropout(0.2))
     data, augment, points = images(60, (1, 8, 8)), train.Augment(flip=True, translate=1, cutout=2), list[Checkpoint]()
-    fitted = train.fit(net, data, recipe, augment, 5, 2, resume=resume, keep=points.append)
+    fitted = train.fit(net, data, recipe, augment, 5, 2, resume=resume, keep=points.append,
+                       judge=lambda net: {"first": float(next(net.parameters()).detach().sum())})
     return list(net.state_dict().values()), fitted, points
 
 
@@ -185,8 +186,28 @@ def test_a_training_resumes_at_every_epoch_bit_for_bit() -> None:
         again, refitted, later = trained(Checkpoint.from_bytes(point.to_bytes()))
         assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
         assert (refitted.steps, refitted.loss) == (fitted.steps, fitted.loss)
+        assert [{**p, "seconds": 0} for p in refitted.curve] == [{**p, "seconds": 0} for p in fitted.curve]
         assert refitted.seconds > point.seconds
         assert [p.step for p in later] == [p.step for p in points if p.step > point.step]
+
+
+def test_a_learning_curve_has_points_after_epochs_and_at_the_end() -> None:
+    """To look does not change the training."""
+    data, modes = images(60, (1, 8, 8)), list[bool]()
+
+    def judge(net: nn.Module) -> dict[str, float]:
+        modes.append(net.training)
+        return {"error": 1 / len(modes)}
+
+    watched, alone = small(), small()
+    fitted = train.fit(watched, data, train.Recipe(epochs=12.5), train.Augment(), 0, judge=judge)
+    plain = train.fit(alone, data, train.Recipe(epochs=12.5), train.Augment(), 0)
+    assert [p["epochs"] for p in fitted.curve] == [2, 4, 5, 7, 8, 10, 11, 12.5] == [p["epochs"] for p in plain.curve]
+    assert [p["error"] for p in fitted.curve] == [1 / k for k in range(1, 9)] and modes == [False] * 8
+    assert fitted.curve[-1]["loss"] == fitted.loss < fitted.curve[0]["loss"]
+    seconds = [p["seconds"] for p in fitted.curve]
+    assert seconds[0] > 0 and seconds == sorted(seconds)
+    assert all(torch.equal(a, b) for a, b in zip(watched.state_dict().values(), alone.state_dict().values(), strict=True))
 
 
 def test_batches_can_begin_anywhere() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -11,6 +13,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from nasopt.errors import InputError
+
+Curve: TypeAlias = tuple[Mapping[str, float], ...]
+"""A learning curve: metrics after some of the epochs."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,7 @@ class Checkpoint:
         seconds: what they took.
         losses: of the last ones.
         tensors: of the network, the optimisers, the averaged weights, and torch's own generator, by name.
+        curve: the learning curve so far.
     """
 
     step: int
@@ -29,11 +35,13 @@ class Checkpoint:
     seconds: float
     losses: tuple[float, ...]
     tensors: Mapping[str, Tensor]
+    curve: Curve = ()
 
     def to_bytes(self) -> bytes:
         """In the safetensors format."""
         numbers = torch.tensor([self.step, self.steps, self.seconds, *self.losses], dtype=torch.float64)
-        return save({**self.tensors, "course": numbers})
+        curve = torch.frombuffer(bytearray(json.dumps(self.curve).encode()), dtype=torch.uint8)
+        return save({**self.tensors, "course": numbers, "curve": curve})
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Checkpoint:
@@ -45,9 +53,10 @@ class Checkpoint:
         try:
             tensors = load(blob)
             step, steps, seconds, *losses = tensors.pop("course").tolist()
+            curve = json.loads(bytes(tensors.pop("curve").tolist()))
         except (SafetensorError, KeyError, ValueError) as problem:
             raise InputError(f"the checkpoint of a training cannot be read ({problem}): start the training anew.") from problem
-        return cls(int(step), int(steps), seconds, tuple(losses), tensors)
+        return cls(int(step), int(steps), seconds, tuple(losses), tensors, tuple(curve))
 
 
 def optimiser_tensors(opts: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import TypeVar
@@ -23,7 +23,7 @@ from torch.nn import functional
 from nasopt import seed as seeds
 from nasopt.errors import InputError, one_line
 from nasopt.nets.averaging import Lookahead
-from nasopt.nets.checkpoint import Checkpoint, load_optimisers, optimiser_tensors
+from nasopt.nets.checkpoint import Checkpoint, Curve, load_optimisers, optimiser_tensors
 from nasopt.nets.depthwise import Depthwise
 from nasopt.nets.muon import Muon
 from nasopt.nets.whitening import Whitening
@@ -233,23 +233,28 @@ def triangle(step: int, steps: int, warmup: float) -> float:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training cost and how it went: seconds, steps, mean loss of the last tenth."""
+    """What a training cost and how it went: seconds, steps, mean loss of the last tenth; and its learning curve, see `fit`."""
 
     seconds: float
     steps: int
     loss: float
+    curve: Curve = ()
 
 
 SAMPLE = 2**20
 """Pixels of the training images from which a whitening layer learns."""
 
-LOOK = 20
+READ = 20
 """Steps after which the losses are read from a GPU, which has to be waited for."""
+
+LOOKS = 8
+"""Points of a learning curve, about."""
 
 
 def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, seed: int, number: int = 0,
         watch: Callable[[int, int], None] | None = None, *, resume: Checkpoint | None = None,
-        keep: Callable[[Checkpoint], None] | None = None, tell: Callable[[str], None] | None = None) -> Fitted:
+        keep: Callable[[Checkpoint], None] | None = None, tell: Callable[[str], None] | None = None,
+        judge: Callable[[nn.Module], Mapping[str, float]] | None = None) -> Fitted:
     """Trains ``net`` in place, where the images are; there it stays.
 
     If a GPU's memory is too small for a batch, batches go through the network in 2, 4, ... parts from then on, whose gradients
@@ -262,6 +267,9 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, seed: in
             result is the same bit for bit.
         keep: called at the end of every epoch.
         tell: called with a sentence if the memory was too small.
+        judge: what else a point of the learning curve tells, of the network in evaluation mode. There are points at the end and
+            after epochs, evenly, `LOOKS` or one more: ``epochs`` and ``seconds`` so far, and ``loss``, the mean over the last
+            tenth of all steps, or over all so far if they are fewer.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -273,9 +281,9 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, seed: in
     whiten(net, data)
     opts = optimisers(net, recipe)
     slow = Lookahead(net, recipe.average) if recipe.average else None
-    first, tail, parts = 0, list[float](), 1
+    first, tail, curve, parts = 0, list[float](), list[Mapping[str, float]](), 1
     if resume is not None:
-        first, tail = resume.step, list(resume.losses)
+        first, tail, curve = resume.step, list(resume.losses), list(resume.curve)
         started -= resume.seconds
         _restore(resume, steps, net, opts, slow)
     unread = list[Tensor]()
@@ -299,16 +307,22 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, seed: in
         done = step + 1
         if slow is not None:
             slow.step(done, steps)
-        epoch_ends = done % (len(data) // batch) == 0
-        if data.device.type == "cpu" or len(unread) == LOOK or epoch_ends or done == steps:
+        epoch = len(data) // batch
+        epoch_ends = done % epoch == 0
+        if data.device.type == "cpu" or len(unread) == READ or epoch_ends or done == steps:
             tail = [*tail, *_read(unread, done, steps)][-max(1, steps // 10):]
             unread.clear()
         if watch is not None:
             watch(done, steps)
+        if done == steps or (epoch_ends and LOOKS * done // steps > LOOKS * (done - epoch) // steps):
+            more = {} if judge is None else judge(net.eval())
+            net.train()
+            seconds = time.perf_counter() - started
+            curve.append({"epochs": done / epoch, "seconds": seconds, "loss": sum(tail) / len(tail), **more})
         if keep is not None and epoch_ends:
-            keep(Checkpoint(done, steps, time.perf_counter() - started, tuple(tail), _tensors(net, opts, slow)))
+            keep(Checkpoint(done, steps, time.perf_counter() - started, tuple(tail), _tensors(net, opts, slow), tuple(curve)))
     net.eval()
-    return Fitted(time.perf_counter() - started, steps, sum(tail) / len(tail))
+    return Fitted(time.perf_counter() - started, steps, sum(tail) / len(tail), tuple(curve))
 
 
 def whiten(net: nn.Module, data: Images) -> None:

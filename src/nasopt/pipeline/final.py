@@ -160,8 +160,8 @@ class Delivery:
 
     def __call__(self, net: nn.Module, number: int, epochs: float, folder: Path, watch: Callable[[int, int], None],
                  kept: Kept) -> dict[str, Any]:
-        """A record {metrics, intervals, files, epochs, training_seconds}, without latencies; files are relative to the run
-        folder. The training goes on from the last checkpoint of ``kept``, and leaves others there.
+        """A record {metrics, intervals, files, epochs, training_seconds, curve}, without latencies; files are relative to the
+        run folder. The training goes on from the last checkpoint of ``kept``, and leaves others there.
 
         The network learns from the training and the validation part, so that there is no validation error any more; with a
         target from the images that do not judge, and ``error`` is the validation error.
@@ -171,7 +171,7 @@ class Delivery:
         setup = self.setup
         recipe = replace(self.recipe, epochs=epochs)
         fitted = train.fit(net, setup.lessons, recipe, setup.augment, setup.config.seed, number, watch,
-                           resume=kept.recall(), keep=kept.keep)
+                           resume=kept.recall(), keep=kept.keep, judge=self.judged if setup.config.target else None)
         net = setup.delivered(net).eval()
         metrics = {"error": train.error(net, setup.validation)} if setup.config.target else dict[str, float]()
         net.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -182,7 +182,11 @@ class Delivery:
         metrics["test_error"] = wrong / n
         low, high = stats.binomtest(wrong, n).proportion_ci(0.95, "wilson")
         return {"metrics": metrics, "files": files, "epochs": epochs, "training_seconds": fitted.seconds,
-                "intervals": {"test_error": [float(low), float(high)]}}
+                "curve": [dict(point) for point in fitted.curve], "intervals": {"test_error": [float(low), float(high)]}}
+
+    def judged(self, net: nn.Module) -> dict[str, float]:
+        """What a learning curve tells of a network that is not ready."""
+        return {"error": train.error(self.setup.delivered(net).eval(), self.setup.validation, fast=True)}
 
     def export(self, net: nn.Module, folder: Path) -> dict[str, str]:
         """Writes the files that this installation can write: format -> path relative to the run folder."""

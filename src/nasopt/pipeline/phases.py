@@ -353,6 +353,8 @@ class Phases:
         config, problem = self.setup.config, self.problem
         rules: list[Callable[[Sequence[Trial]], str]] = [Reached(problem, config.target)] if config.target else []
         rules += [] if config.min_gain is None else [SmallGain(problem, config.min_gain, config.seed)]
+        if target.aims(config) and len(problem.objectives) == 1:
+            rules.append(target.Dearer(problem, self._dearest()["seconds"] + self.seconds("search"), config.seed))
         return next((why for rule in rules if (why := rule(trials))), "")
 
     def _strategy(self, name: str, title: str, initial: Sequence[Arch]) -> Strategy:

@@ -13,6 +13,7 @@ from nasopt.pipeline.final import EXPORT_SECONDS, LEAST_EPOCHS, MAX_EPOCHS
 from nasopt.pipeline.setup import Config
 from nasopt.protocols import Estimator
 from nasopt.strategies.catalogue import PREFERENCE
+from nasopt.strategies.stopping import SmallGain
 from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem, Trial
 
 FIRST, GROWTH = 1 / 4, 3
@@ -24,8 +25,8 @@ AGAIN = 2
 """How many times as many epochs a network learns for when it is trained again, at least. What is expected to need so much that
 there would be no time for that has all of it at once."""
 
-EXPECTED = "expected_error"
-"""The metric that stands for the error in such a run's search."""
+EXPECTED, EPOCHS = "expected_error", "expected_epochs"
+"""The metric that stands for the error in such a run's search, and the epochs after which that is expected."""
 
 BREAK, EARLY, LATE = 5.0, 0.45, 0.2
 """The learning curve that is expected of every network: a broken power law (Caballero et al., arXiv 2210.14891, eq. 1, with a
@@ -85,7 +86,45 @@ class Expecting:
 
     def __call__(self, ask: Ask, /) -> Metrics:
         found = self.estimate(ask)
-        return {**found, EXPECTED: expected(found["error"], *self.epochs(ask, found))} if "error" in found else found
+        if "error" not in found:
+            return found
+        brief, epochs = self.epochs(ask, found)
+        return {**found, EXPECTED: expected(found["error"], brief, epochs), EPOCHS: epochs}
+
+
+@dataclass(frozen=True)
+class Dearer:
+    """Stops a search for the least expected error when its time is better spent on the final training: when the next tenth of the
+    networks are expected to lower the error by less than a training does that is longer by what they would cost.
+
+    Attributes:
+        problem: what is searched, with the one objective.
+        seconds: for what is left of the search and the final training, before the first trial.
+        seed: the run's seed.
+        warmup: trials before the rule is first asked.
+        every: trials between two answers.
+    """
+
+    problem: Problem
+    seconds: float
+    seed: int = 0
+    warmup: int = 10
+    every: int = 5
+
+    def __call__(self, trials: Sequence[Trial]) -> str:
+        """Why to stop, or an empty text."""
+        found = [t for t in trials if self.problem.accepts(t)]
+        if len(trials) < self.warmup or len(trials) % self.every or not found:
+            return ""
+        more, spent = math.ceil(len(trials) / 10), sum(t.cost for t in trials)
+        cost, left = more * spent / len(trials), max(self.seconds - spent, 1e-9)
+        epochs = min(found, key=lambda t: t.metrics[EXPECTED]).metrics[EPOCHS]
+        gain = SmallGain(self.problem, 0.0, self.seed).gain(trials, more)
+        worth = 1 - curve(min(MAX_EPOCHS, epochs * left / max(left - cost, 1e-9))) / curve(epochs)
+        if gain >= worth:
+            return ""
+        return (f"after {len(trials)} networks the next {more} were expected to lower the expected error by {gain:.2%} of it, "
+                f"and their {cost:.0f} s in the final training by {worth:.2%}")
 
 
 def ordered(trials: Sequence[Trial], target: Sequence[Constraint]) -> list[Trial]:

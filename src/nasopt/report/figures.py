@@ -197,10 +197,40 @@ def _reach(curves: Mapping[str, Mapping[str, Any]], cost: str) -> list[float]:
     return [0.0, max((x for v in curves.values() for x in curve(v, cost)[0]), default=0.0)]
 
 
+# ------------------------------------------------------------------------------------------------------ learning curves
+PROGRESS = {"epochs": "epochs", "seconds": "seconds of training"}
+
+
+def learning(results: Results) -> Panel | None:
+    """Every final training's learning curve, one metric at a time; None without curves."""
+    records = [data for group in record.GROUPS for data in record.items(results, group) if isinstance(data, Mapping)]
+    found = {str(data.get("name") or data.get("id")): record.items(data, "curve") for data in records}
+    curves = {name: [record.numbers(p) for p in points if isinstance(p, Mapping)] for name, points in found.items() if points}
+    keys = [k for k in record.keys_of(p for points in curves.values() for p in points) if k not in PROGRESS]
+    if not keys:
+        return None
+
+    def values(key: str) -> list[list[float | None]]:
+        q = quantity(key)
+        return [[p[key] * q.scale if key in p else None for p in points] for points in curves.values()]
+
+    traces = [go.Scatter(name=escape(name), mode="lines+markers", x=x, y=y)
+              for name, x, y in zip(curves, values("epochs"), values(keys[0]), strict=True)]
+    menus = [Menu("metric", [Option(quantity(k).title, {"y": values(k)}, {"yaxis.title.text": escape(quantity(k).title)})
+                             for k in keys]),
+             Menu("against", [Option(title, {"x": values(k)}, {"xaxis.title.text": title}) for k, title in PROGRESS.items()])]
+    figure = go.Figure(traces, layout("epochs", quantity(keys[0]).title))
+    return Panel("learning", "Learning curves of the final trainings", figure, menus)
+
+
 # ------------------------------------------------------------------------------------------------ predictions and trust
+ERRORS = {"error": ["test_error"], "expected_error": ["error", "test_error"]}
+"""What predictions of an error are compared with, if it is not measured itself."""
+
+
 def counterpart(key: str, net: Network) -> str | None:
-    """The measured metric that a prediction is compared with: its own; for the error also the test error."""
-    return next((k for k in ([key, "test_error"] if key == "error" else [key]) if k in net.metrics), None)
+    """The measured metric that a prediction is compared with: its own; for an error also the validation or the test error."""
+    return next((k for k in (key, *ERRORS.get(key, ())) if k in net.metrics), None)
 
 
 def pairs_of(nets: Sequence[Network], key: str) -> list[Pair]:

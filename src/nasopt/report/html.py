@@ -28,8 +28,9 @@ def render(results: Results) -> str:
     Args:
         results: the job's record (results.json). Every part may be missing: then nothing is said about it.
     """
-    panels = [p for p in (figures.front(results), figures.hypervolume(results), figures.predicted(results),
-                          figures.trust(results), figures.alphas(results), figures.watched(results)) if p is not None]
+    drawn = (figures.front, figures.hypervolume, figures.predicted, figures.learning, figures.trust, figures.alphas,
+             figures.watched)
+    panels = [p for draw in drawn if (p := draw(results)) is not None]
     return page(
         "report.html.j2", panels,
         title=str(results.get("title") or "Architecture search"), search=_search(results), claims=_claims(results),

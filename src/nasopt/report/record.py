@@ -47,6 +47,7 @@ KNOWN = {q.key: q for q in (
     Quantity("test_error", "test error", "%", 100.0),
     Quantity("error", "validation error", "%", 100.0),
     Quantity("expected_error", "expected error", "%", 100.0),
+    Quantity("loss", "training loss"),
     Quantity("latency_ms", "latency", "ms"),
     Quantity("latency_iqr_ms", "latency spread (IQR)", "ms"),
     Quantity("latency_onnx_ms", "latency, ONNX Runtime", "ms"),
