@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from common import write
+from mini import kept
 from scipy import stats
 
 from nasopt import seed as seeds
@@ -98,14 +98,6 @@ def judged(setup: Setup, arch: Arch, seconds: float, equal: float) -> dict[str, 
             "brief": {name: {"epochs": e, "error": error, "seconds": spent} for name, (e, (error, spent)) in found.items()}}
 
 
-def kept(path: Path, compute: Callable[[], Any]) -> Any:
-    """What a file holds, computed if it is not there."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(compute()))
-    return json.loads(path.read_text())
-
-
 def report(found: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> None:
     """Writes the record."""
     truth = [f["truth"] for f in found]
@@ -156,14 +148,13 @@ def main() -> None:
     data = load(options.data)
     aim = parse_constraint("error<=1%", "target")
     setup = prepare(Config("brief", "fast", target=(aim,), mirror=train.Augment.for_images(data.input_shape).flip), data)
-    archs = kept(options.keep / "networks.json", lambda: networks(setup, options.networks, options.seconds))
-    equal = kept(options.keep / "equal.json", lambda: MIDDLE * float(np.mean([
+    options.keep.mkdir(parents=True, exist_ok=True)
+    archs = kept(options.keep, "networks", lambda: networks(setup, options.networks, options.seconds))
+    equal = kept(options.keep, "equal", lambda: MIDDLE * float(np.mean([
         final.epoch_seconds(choices.extract(setup.net, arch), setup.training, train.Recipe(batch=SMALL_BATCH), setup.augment)
         for arch in archs])))
     for k in options.only or range(len(archs)):
-        began = time.perf_counter()
-        kept(options.keep / f"{k}.json", lambda k=k: judged(setup, archs[k], options.seconds, equal))
-        print(f"network {k}: {time.perf_counter() - began:.0f} s", flush=True)
+        kept(options.keep, f"{k}", lambda k=k: judged(setup, archs[k], options.seconds, equal))
     files = [options.keep / f"{k}.json" for k in range(len(archs))]
     if all(file.exists() for file in files):
         report([json.loads(file.read_text()) for file in files], options)

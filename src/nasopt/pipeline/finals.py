@@ -16,28 +16,15 @@ from nasopt.cost.clock import Latency
 from nasopt.errors import InputError, one_line
 from nasopt.nets import choices, train
 from nasopt.pipeline import final, target
-from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.kept import Kept
-from nasopt.pipeline.ledger import Ledger
-from nasopt.pipeline.progress import Display, Watch
-from nasopt.pipeline.setup import Setup
-from nasopt.protocols import Storage
+from nasopt.pipeline.parts import Parts
+from nasopt.pipeline.progress import Watch
 from nasopt.trial import Metrics, Study, Trial
 
 
 @dataclass(frozen=True, eq=False)
-class Finals:
-    """The last phase of one run over its set-up, storage and folder."""
-
-    setup: Setup
-    storage: Storage
-    folder: Folder
-    display: Display
-
-    @property
-    def ledger(self) -> Ledger:
-        """What the run remembers."""
-        return Ledger(self.storage)
+class Finals(Parts):
+    """The last phase of one run."""
 
     def finalists(self, study: Study, spent: float) -> dict[str, Any]:
         """Which networks are trained, and for how long: {numbers: of trials, epochs, dear: numbers that were left out}.

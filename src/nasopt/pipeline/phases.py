@@ -27,9 +27,8 @@ from nasopt.estimators.combine import Known, Staged
 from nasopt.estimators.images import Costs, OneShot, StandAlone
 from nasopt.nets import supernet, train
 from nasopt.pipeline import final, relaxed, target, warm
-from nasopt.pipeline.folder import Folder
-from nasopt.pipeline.ledger import Ledger
-from nasopt.pipeline.progress import Display, Watch
+from nasopt.pipeline.parts import Parts
+from nasopt.pipeline.progress import Watch
 from nasopt.pipeline.setup import Config, Sampled, Setup, survey
 from nasopt.protocols import Estimator, Storage, Strategy
 from nasopt.run.executors import Serial
@@ -93,18 +92,8 @@ def planned(setup: Setup, sampled: Sampled) -> relaxed.Plan:
 
 
 @dataclass(frozen=True, eq=False)
-class Phases:
+class Phases(Parts):
     """The phases of one run over its set-up, storage and folder. Call them in the order in which they stand here."""
-
-    setup: Setup
-    storage: Storage
-    folder: Folder
-    display: Display
-
-    @property
-    def ledger(self) -> Ledger:
-        """What the run remembers."""
-        return Ledger(self.storage)
 
     def seconds(self, phase: str) -> float:
         """The share of the time budget that a phase has; of the search what its costs' tables left of it, and with a target what

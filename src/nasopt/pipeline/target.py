@@ -13,7 +13,7 @@ from nasopt.pipeline.final import EXPORT_SECONDS, LEAST_EPOCHS, MAX_EPOCHS
 from nasopt.pipeline.setup import Config
 from nasopt.protocols import Estimator
 from nasopt.strategies.catalogue import PREFERENCE
-from nasopt.strategies.stopping import SmallGain
+from nasopt.strategies.stopping import SmallGain, tenth
 from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem, Trial
 
 FIRST, GROWTH = 1 / 4, 3
@@ -113,10 +113,10 @@ class Dearer:
 
     def __call__(self, trials: Sequence[Trial]) -> str:
         """Why to stop, or an empty text."""
-        found = [t for t in trials if self.problem.accepts(t)]
-        if len(trials) < self.warmup or len(trials) % self.every or not found:
+        found, more = [t for t in trials if self.problem.accepts(t)], tenth(len(trials), self.warmup, self.every)
+        if not more or not found:
             return ""
-        more, spent = math.ceil(len(trials) / 10), sum(t.cost for t in trials)
+        spent = sum(t.cost for t in trials)
         cost, left = more * spent / len(trials), max(self.seconds - spent, 1e-9)
         epochs = min(found, key=lambda t: t.metrics[EXPECTED]).metrics[EPOCHS]
         gain = SmallGain(self.problem, 0.0, self.seed).gain(trials, more)

@@ -34,6 +34,11 @@ class Reached:
         return f"network {len(trials)} of the search meets {' and '.join(map(str, self.target))} already"
 
 
+def tenth(trials: int, warmup: int, every: int) -> int:
+    """How many trials the next tenth is, where a rule is asked: after ``warmup`` trials and then after every so many; else 0."""
+    return 0 if trials < warmup or trials % every else math.ceil(trials / 10)
+
+
 @dataclass(frozen=True)
 class SmallGain:
     """Stops when the next tenth of the cost is expected to add too little to the hypervolume, whatever the strategy.
@@ -59,9 +64,9 @@ class SmallGain:
 
     def __call__(self, trials: Sequence[Trial]) -> str:
         """Why to stop, or an empty text."""
-        if len(trials) < self.warmup or len(trials) % self.every:
+        more = tenth(len(trials), self.warmup, self.every)
+        if not more:
             return ""
-        more = math.ceil(len(trials) / 10)
         gain = self.gain(trials, more)
         if gain >= self.least:
             return ""
