@@ -99,7 +99,7 @@ def test_a_network_that_learns_faster_is_expected_to_learn_longer() -> None:
 ])
 def test_a_search_ends_when_a_longer_training_is_worth_more(gain: float, seconds: float, epochs: float, stops: bool,
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target.SmallGain, "gain", lambda self, trials, more: gain)
+    monkeypatch.setattr(target, "expected_gain", lambda problem, trials, more, seed: gain)
     rule = target.Dearer(target.aim(PROBLEM, [ERROR]), seconds)
     trials = [Trial(Ask(k, {"a": k}), {target.EXPECTED: 0.1 + k, target.EPOCHS: 1.0 if k else epochs}, 10.0) for k in range(10)]
     said = rule(trials)

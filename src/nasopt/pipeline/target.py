@@ -13,7 +13,7 @@ from nasopt.pipeline.final import EXPORT_SECONDS, LEAST_EPOCHS, MAX_EPOCHS
 from nasopt.pipeline.setup import Config
 from nasopt.protocols import Estimator
 from nasopt.strategies.catalogue import PREFERENCE
-from nasopt.strategies.stopping import SmallGain, tenth
+from nasopt.strategies.stopping import expected_gain, tenth
 from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem, Trial
 
 FIRST, GROWTH = 1 / 4, 3
@@ -119,7 +119,7 @@ class Dearer:
         spent = sum(t.cost for t in trials)
         cost, left = more * spent / len(trials), max(self.seconds - spent, 1e-9)
         epochs = min(found, key=lambda t: t.metrics[EXPECTED]).metrics[EPOCHS]
-        gain = SmallGain(self.problem, 0.0, self.seed).gain(trials, more)
+        gain = expected_gain(self.problem, trials, more, self.seed)
         worth = 1 - curve(min(MAX_EPOCHS, epochs * left / max(left - cost, 1e-9))) / curve(epochs)
         if gain >= worth:
             return ""

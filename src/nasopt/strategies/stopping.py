@@ -39,14 +39,32 @@ def tenth(trials: int, warmup: int, every: int) -> int:
     return 0 if trials < warmup or trials % every else math.ceil(trials / 10)
 
 
+def expected_gain(problem: Problem, trials: Sequence[Trial], more: int, seed: int) -> float:
+    """By what share of the present hypervolume ``more`` trials are expected to raise it; infinite while nothing feasible is known.
+
+    It is what a model of all trials expects (`nasopt.surrogates.model`): the sum of the expected hypervolume improvements of the
+    most promising architectures. Together they add at most that much. One objective has no volume: there it is the share of the
+    best value.
+    """
+    asker = BayesianOptimization(problem, seed, start=2, ranks=False)
+    asker.tell(trials)
+    model = asker.model()
+    if not len(model.front):
+        return math.inf
+    _, promised = asker.promises(model, rng(seed, len(trials), "stopping"))
+    if len(problem.objectives) == 1 or model.reference is None:
+        there = abs(float(model.front.min()))
+    else:
+        there = hypervolume(model.front, model.reference)
+    return float(np.exp(np.sort(promised)[-more:]).sum() / max(there, 1e-12))
+
+
 @dataclass(frozen=True)
 class SmallGain:
     """Stops when the next tenth of the cost is expected to add too little to the hypervolume, whatever the strategy.
 
-    The gain is what a model of all trials expects (`nasopt.surrogates.model`): the sum of the expected hypervolume improvements
-    of the most promising architectures, as many as a tenth of the trials so far. Together they add at most that much, so that the
-    rule rather stops late. It is an expectation under a fitted model, not a bound. One objective has no volume: there the gain is
-    compared with the best value.
+    The gain is `expected_gain`: an expectation under a fitted model, not a bound, and rather too large, so that the rule rather
+    stops late.
 
     Attributes:
         problem: what is searched.
@@ -67,23 +85,9 @@ class SmallGain:
         more = tenth(len(trials), self.warmup, self.every)
         if not more:
             return ""
-        gain = self.gain(trials, more)
+        gain = expected_gain(self.problem, trials, more, self.seed)
         if gain >= self.least:
             return ""
         what = "the hypervolume" if len(self.problem.objectives) > 1 else "the best value"
         return (f"after {len(trials)} networks the next {more} were expected to add {gain:.2%} to {what}, "
                 f"less than {self.least:.2%}")
-
-    def gain(self, trials: Sequence[Trial], more: int) -> float:
-        """The expected gain of ``more`` trials as a share of what there is; infinite while nothing feasible is known."""
-        asker = BayesianOptimization(self.problem, self.seed, start=2, ranks=False)
-        asker.tell(trials)
-        model = asker.model()
-        if not len(model.front):
-            return math.inf
-        _, promised = asker.promises(model, rng(self.seed, len(trials), "stopping"))
-        if len(self.problem.objectives) == 1 or model.reference is None:
-            there = abs(float(model.front.min()))
-        else:
-            there = hypervolume(model.front, model.reference)
-        return float(np.exp(np.sort(promised)[-more:]).sum() / max(there, 1e-12))
