@@ -125,7 +125,7 @@ def report(curves: dict[str, Any], options: argparse.Namespace) -> None:
         rows.append([name, len(c), *(float(c[:, k - 1].mean()) for k in at), float(c.mean()), *told])
     text = f"{options.queries} queries, {RECIPE} with {options.steps} steps as a member. {found.test} {found.refusal}"
     write("arrows", {
-        "title": "The hybrid with gradients, with each arrow cut", "order": 47, "text": text.strip(),
+        "title": "The hybrid with gradients, with each arrow cut", "text": text.strip(),
         "curves": {name: c.tolist() for name, c in curves.items()},
         "tables": [{"caption": "Regret in points: mean test error of the best network so far, less that of the best one",
                     "columns": ["arrows", "seeds", *(f"after {k}" for k in at), "mean over the queries",

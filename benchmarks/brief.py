@@ -119,7 +119,7 @@ def report(found: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> N
     nets = [[f["params"], f["flops"], f["epochs"], f["truth"], *(f["brief"][name]["error"] for name in found[0]["brief"])]
             for f in sorted(found, key=lambda f: float(f["truth"]))]
     write("brief", {
-        "title": "Brief trainings against the training that a network has in the end", "order": 49,
+        "title": "Brief trainings against the training that a network has in the end",
         "text": f"{len(found)} networks of the space `fast`, designs of four sizes and mutants of them, each trained for "
                 f"{options.seconds:g} s in the end, on {torch.get_num_threads()} thread"
                 f"{'s' if torch.get_num_threads() > 1 else ''}. \"Expected\": by a broken power law, of slope "

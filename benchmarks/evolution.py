@@ -249,7 +249,7 @@ def main(parts: list[str], quick: bool) -> None:
         else:
             table = three_objectives(seeds, 60)
         title, text = PARTS[part]
-        write(f"evolution_{part}", {"title": title, "text": text, "tables": [table], "order": 20}, list(seeds))
+        write(f"evolution_{part}", {"title": title, "text": text, "tables": [table]}, list(seeds))
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "cost: Hodges-Lehmann shift with its interval, A12, and the paired Wilcoxon test with Holm's adjustment within "
                 f"the table. NAS-Bench-201: fidelities {EPOCHS[0]:g} (12 epochs, validation accuracy) and 1 (200 epochs, "
                 "another training than the reported one).",
-        "tables": found, "order": 30}, list(seeds))
+        "tables": found}, list(seeds))
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def report(errors: dict[str, float], table: np.ndarray, runs: Sequence[dict[str,
     text = (f"{len(errors)} networks, {TRUTHS} trainings of {options.epochs:g} epochs each: test error "
             f"{least:.2f} to {max(errors.values()):.2f} % (median {np.median(list(errors.values())):.2f} %), deviation of one "
             f"training {deviation:.2f}. Regret: the mean test error of the network found, less that of the best one.")
-    write("mini", {"title": "Gradient recipes on an enumerated space", "text": text, "order": 46, "runs": list(runs), "tables": [{
+    write("mini", {"title": "Gradient recipes on an enumerated space", "text": text, "runs": list(runs), "tables": [{
         "caption": f"Regret in points, {options.steps} steps", "rows": rows, "columns": [
             "recipe", "seeds", "median regret", "largest", "random search: median regret", "random networks", "processor seconds",
             "against random search"]}]}, list(range(options.seeds)))

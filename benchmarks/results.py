@@ -7,22 +7,34 @@ A record is what `common.write` wrote:
      "tables": [{"caption": "Time of 10,000 evaluations",    a line above the table
                  "columns": ["library", "seconds"],
                  "rows": [["nasopt", 0.2], ["pymoo", 1.5]]}],  numbers, strings, or null for what was not measured
-     "order": 10,                                            optional: sections are sorted by it, then by name
      "name", "command", "seeds", "date", "load", "machine", "versions": provenance, added by `common.write`}
 
-Numbers are printed with four significant digits. ``--check`` writes nothing and fails if the page is out of date.
+Numbers are printed with four significant digits. `PARTS` says where a record stands. ``--check`` writes nothing and fails if the
+page is out of date.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "results.md"
+
+PARTS: Mapping[str, Sequence[str]] = {
+    "From data to trained networks": ["cifar10-*", "fashionmnist-*", "pneumoniamnist-*", "images-*"],
+    "What makes a search fast": ["trainer_speed", "brief", "warm_weights", "differentiable_speed", "extraction",
+                                 "strategies_overhead", "loop", "evolution_speed"],
+    "Strategies on problems with known answers": ["strategies_*", "fidelity", "progressive", "evolution_*"],
+    "Gradients": ["supernet201", "mini", "arrows", "preference"],
+    "Predictions and statistics": ["proxies", "statistical_checks"],
+    "What survives": ["kill"]}
+"""The headings of the page and the records below them, each where the first pattern fits its name."""
 
 
 def cell(value: float | str | bool | None) -> str:
@@ -64,12 +76,31 @@ def provenance(record: dict[str, Any]) -> str:
 
 def section(record: dict[str, Any]) -> list[str]:
     """One record as Markdown lines."""
-    lines = [f"## {record['title']}", ""]
+    lines = [f"### {record['title']}", ""]
     if record.get("text"):
         lines += [record["text"], ""]
     for t in record["tables"]:
         lines += [f"**{t['caption']}**", "", *table(t["columns"], t["rows"]), ""]
     return [*lines, provenance(record), ""]
+
+
+def ordered(records: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The records below their headings.
+
+    Raises:
+        ValueError: a record is in no part.
+    """
+    left = {r["name"]: r for r in sorted(records, key=lambda r: r["name"])}
+    parts = {heading: [left.pop(name) for pattern in patterns for name in [*left] if fnmatch(name, pattern)]
+             for heading, patterns in PARTS.items()}
+    if left:
+        raise ValueError(f"{', '.join(left)}: in no part of the page, name it in PARTS of {Path(__file__).name}.")
+    return {heading: found for heading, found in parts.items() if found}
+
+
+def anchor(title: str) -> str:
+    """The address of a heading within a page, as GitHub makes it."""
+    return "#" + re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def page(records: Sequence[dict[str, Any]]) -> str:
@@ -81,8 +112,11 @@ def page(records: Sequence[dict[str, Any]]) -> str:
         "Run the command below a table to measure it anew, then `python benchmarks/results.py`.",
         "",
     ]
-    for record in sorted(records, key=lambda r: (r.get("order", 100), r["name"])):
-        lines += section(record)
+    parts = ordered(records)
+    for heading, found in parts.items():
+        lines += [f"* **{heading}**: " + " · ".join(f"[{r['title']}]({anchor(r['title'])})" for r in found)]
+    for heading, found in parts.items():
+        lines += ["", f"## {heading}", "", *(line for r in found for line in section(r))]
     return "\n".join(lines).rstrip() + "\n"
 
 

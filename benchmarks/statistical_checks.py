@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                "rows": simulated(runs)}]
     for table in tables:
         print(*table["rows"], sep="\n")
-    write("statistical_checks", {"title": "Statistics: reference values and error rates", "tables": tables, "order": 35}, [0])
+    write("statistical_checks", {"title": "Statistics: reference values and error rates", "tables": tables }, [0])
 
 
 if __name__ == "__main__":

@@ -282,7 +282,7 @@ def tables() -> str:
 
 def save(name: str, title: str, text: str, found: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> None:
     write(f"strategies_{name}{'_part' if options.only else ''}",
-          {"title": title, "text": text, "tables": list(found), "order": 30}, list(range(options.seeds)))
+          {"title": title, "text": text, "tables": list(found) }, list(range(options.seeds)))
 
 
 PARTS = {"oracle201": oracle201, "noisy201": noisy201, "oracle101": oracle101, "front201": front201, "hybrid": hybrid,

@@ -238,7 +238,7 @@ def report(table: tables.Table, runs: Sequence[Mapping[str, Any]], options: Opti
         "CIFAR-10: interquartile mean, 95 % interval", "processor minutes", "skip share"]}
     without = {"caption": "Without a search (%)", "rows": baselines(table),
                "columns": ["network", "CIFAR-10", "deviation", "minimum", "CIFAR-100"]}
-    write("supernet201", {"title": "NAS-Bench-201: a real supernet, judged by the table", "text": text, "order": 45,
+    write("supernet201", {"title": "NAS-Bench-201: a real supernet, judged by the table", "text": text,
                           "runs": list(runs), "tables": [without, found, *ablation(table, runs)]}, list(range(options.seeds)))
 
 

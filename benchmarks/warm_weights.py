@@ -141,7 +141,7 @@ def report(runs: dict[str, list[Found]], truth: np.ndarray, options: argparse.Na
             "from either start, as in a run that trains a relaxed network anyway; \"as much time\" compares 80 steps from "
             f"{COLD} with 40. {judged.test} {judged.refusal}")
     write("warm_weights", {
-        "title": "Brief trainings from the relaxed network's weights", "order": 48, "text": text.strip(),
+        "title": "Brief trainings from the relaxed network's weights", "text": text.strip(),
         "scores": {f"{key}, {name}, {steps} steps": values.tolist() for (key, name, steps), values in scores.items()},
         "tables": [
             {"caption": "The order by validation error after a brief training, against the truth; means over the seeds",

@@ -57,8 +57,9 @@ def test_the_rule_is_asked_every_few_trials_after_a_warm_up() -> None:
     rule = SmallGain(TWO, 0.999, warmup=20, every=5)  # nothing gains so much
     assert [n for n in range(1, 27) if rule(trials[:n])] == [20, 25]
     assert [n for n in range(1, 27) if SmallGain(TWO, 0.999, warmup=10, every=3)(trials[:n])] == [12, 15, 18, 21, 24]
-    assert rule(trials[:20]) == (f"after 20 networks the next 2 were expected to add {expected_gain(TWO, trials[:20], 2, 0):.2%} to the "
-                                 "hypervolume, less than 99.90%")
+    gain = expected_gain(TWO, trials[:20], 2, 0)
+    assert rule(trials[:20]) == (f"after 20 networks the next 2 were expected to add {gain:.2%} to the hypervolume, less than "
+                                 "99.90%")
 
 
 @pytest.mark.parametrize("problem", [ONE, TWO])

@@ -40,7 +40,7 @@ def tenth(trials: int, warmup: int, every: int) -> int:
 
 
 def expected_gain(problem: Problem, trials: Sequence[Trial], more: int, seed: int) -> float:
-    """By what share of the present hypervolume ``more`` trials are expected to raise it; infinite while nothing feasible is known.
+    """The share of the present hypervolume that ``more`` trials are expected to add; infinite while nothing feasible is known.
 
     It is what a model of all trials expects (`nasopt.surrogates.model`): the sum of the expected hypervolume improvements of the
     most promising architectures. Together they add at most that much. One objective has no volume: there it is the share of the
