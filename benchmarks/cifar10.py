@@ -212,27 +212,31 @@ def gathered(folder: Path) -> dict[str, dict[str, list[Any]]]:
 
 
 def tables(methods: Mapping[str, Mapping[str, Sequence[Any]]], baseline: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """One row a run, and what DARTS would take."""
-    rows = [[TITLES[part], *(runs[name][k] for name in ("seed", *FIELDS))]
-            for part, runs in methods.items() for k in range(len(runs["seed"]))]
-    made = [{"caption": "Runs. Accuracies in %, of a network's only look at the test part; memory: see "
-                        "benchmarks/cifar10.py; candidates that were trained briefly, and that were refused before", "rows": rows,
-             "columns": ["method", "seed", *(name.replace("_", " ") for name in FIELDS)]}]
-    ours, lines = methods.get("nasopt"), list[list[Any]]()
-    found = dict(zip(ours["seed"], ours["test_accuracy"], strict=True)) if ours else {}
-    for part, runs in methods.items():
-        pairs = [(found[seed], accuracy) for seed, accuracy in zip(runs["seed"], runs["test_accuracy"], strict=True)
-                 if seed in found and part != "nasopt"]
-        if len(pairs) > 1:
-            more = np.subtract(*np.array(pairs).T)
-            low, high = stats.t.interval(0.95, len(more) - 1, more.mean(), stats.sem(more))
-            lines.append([TITLES[part], len(more), float(more.mean()), f"[{low:.2f}, {high:.2f}]"])
-    if lines:
-        made.append({"columns": ["method", "seeds", "points", "interval"], "rows": lines,
-                     "caption": "Points of test accuracy by which nasopt search is above: mean over pairs of one seed, with the "
-                                "95 % interval of Student's t"})
+    """What the methods reached, run by run, and what DARTS would take."""
+    runs = [(TITLES[part], {name: values[k] for name, values in found.items()})
+            for part, found in methods.items() for k in range(len(found["seed"]))]
+    made = [
+        {"caption": "Accuracy on the test part in %, looked at once a network: mean and standard deviation over seeds; and by "
+                    "how many points nasopt search is above, mean over pairs of one seed with the 95 % interval of Student's t",
+         "columns": ["method", "seeds", "test accuracy", "deviation", "nasopt is above by", "interval"],
+         "rows": [[TITLES[part], len(found["seed"]), *means(found["test_accuracy"]), *ahead(methods, part)]
+                  for part, found in methods.items()]},
+        {"caption": "Runs. Minutes; accuracy in %",
+         "columns": ["method", "seed", "search", "final trainings", "that of the network", "in all", "epochs", "validation",
+                     "test", "target met"],
+         "rows": [[title, run["seed"], *(run[name] / 60 for name in ("search_seconds", "training_seconds", "best_seconds",
+                                                                     "total_seconds")),
+                   run["epochs"], run["validation_accuracy"], run["test_accuracy"], run["target_met"]] for title, run in runs]},
+        {"caption": "Networks and memory. Parameters and multiply-accumulates in millions; latency of one image; peak of memory "
+                    "of one forward pass of one image, weights included, and of the whole process (of a GPU's: of tensors "
+                    "there), data included; networks that were trained briefly, and that were refused before",
+         "columns": ["method", "seed", "parameters", "multiply-accumulates", "ms", "forward, MB", "search, MB", "training, MB",
+                     "candidates", "refused"],
+         "rows": [[title, run["seed"], run["parameters"] / 1e6, run["multiply_accumulates"] / 1e6,
+                   *(run[name] for name in ("latency_ms", "forward_mb", "search_mb", "training_mb", "candidates", "refused"))]
+                  for title, run in runs]}]
     if baseline is not None:
-        steps, searches = np.array(baseline["step_seconds"]), np.array(ours["search_seconds"] if ours else [])
+        steps, searches = np.array(baseline["step_seconds"]), np.array(methods.get("nasopt", {}).get("search_seconds", []))
         whole = PUBLISHED * steps
         rows = [["DARTS, first order, fp32", float(np.median(steps)), float(np.median(whole)), "extrapolated", None]]
         if len(searches):
@@ -246,13 +250,40 @@ def tables(methods: Mapping[str, Mapping[str, Sequence[Any]]], baseline: Mapping
     return made
 
 
+def means(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation, which one value does not have."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def ahead(methods: Mapping[str, Mapping[str, Sequence[Any]]], part: str) -> tuple[float | None, str]:
+    """By how many points of test accuracy nasopt search is above, over the seeds that both have, and the interval."""
+    if part == "nasopt" or "nasopt" not in methods:
+        return None, ""
+    ours, theirs = (dict(zip(methods[p]["seed"], methods[p]["test_accuracy"], strict=True)) for p in ("nasopt", part))
+    more = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    if len(more) < 2:
+        return (more[0] if more else None), ""
+    low, high = stats.t.interval(0.95, len(more) - 1, np.mean(more), stats.sem(more))
+    return float(np.mean(more)), f"[{low:.2f}, {high:.2f}]"
+
+
+def described(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Title and text of the record."""
+    count, images = settings["threads"], settings["images"]
+    return {"title": f"{name}: {settings['minutes']:g} minutes for search and training, {settings['device']}, {count} "
+                     f"thread{'s' if count > 1 else ''}",
+            "text": f"Target: {settings['target']} of the validation part, which ends a run; "
+                    f"{'all images' if images is None else f'only {images} training images, a trial'}. Networks learn from the "
+                    "training part without the images that judge."}
+
+
 def summary(methods: Mapping[str, Mapping[str, Sequence[Any]]]) -> str:
     """Means of the test accuracy."""
     parts = []
     for part, runs in methods.items():
-        accuracy = np.array(runs["test_accuracy"])
-        spread = f", standard deviation {accuracy.std(ddof=1):.2f}" if len(accuracy) > 1 else ""
-        parts.append(f"{TITLES[part]}: mean test accuracy {accuracy.mean():.2f} %{spread}, n = {len(accuracy)}")
+        mean, deviation = means(runs["test_accuracy"])
+        spread = "" if deviation is None else f", standard deviation {deviation:.2f}"
+        parts.append(f"{TITLES[part]}: mean test accuracy {mean:.2f} %{spread}, n = {len(runs['seed'])}")
     return "; ".join(parts)
 
 
@@ -281,11 +312,8 @@ def run(given: argparse.Namespace) -> None:
         once(folder / "darts.json", lambda: darts(given.darts_steps, given.darts_channels, device))
     methods = gathered(folder)
     baseline = json.loads((folder / "darts.json").read_text()) if (folder / "darts.json").exists() else None
-    images = "all images" if given.images is None else f"only {given.images} training images, a trial"
     path = write(f"{given.name}-{device.type}", {
-        "title": f"{given.name} in {given.minutes:g} minutes for search and training, {chip}, threads: {settings['threads']}",
-        "text": f"{summary(methods)}. Target: {target[0]} of the validation part; {images}. "
-                "Networks learn from the training part without the images that judge.",
+        **described(given.name, settings),
         "device": chip, "settings": settings, **methods.get("nasopt", {}), "methods": methods, "darts": baseline,
         "tables": tables(methods, baseline)}, sorted({seed for runs in methods.values() for seed in runs["seed"]}))
     print(summary(methods))
