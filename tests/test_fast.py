@@ -72,6 +72,18 @@ def test_airbench94_is_a_member(net: fast.Fast) -> None:
     assert isinstance(scale, fast.Scale)
 
 
+def test_airbench96_is_a_member_where_stages_may_be_wide(net: fast.Fast) -> None:
+    wide = fast.fast((3, 32, 32), 10, percent=(*fast.PERCENT, *fast.WIDER))
+    alone = choices.extract(wide, fast.airbench96(wide))
+    convolutions = 3 * 24 * 4 + 24 + 9 * (24 * 128 + 2 * 128**2 + 128 * 512 + 5 * 512**2)
+    assert params(alone) == convolutions + 2 * 3 * (128 + 512 + 512) + 512 * 10 + 10
+    assert maps(alone, torch.zeros(1, 3, 32, 32)) == [(128, 15, 15), (512, 7, 7), (512, 3, 3)]
+    one, other = (space.labels(choices.space_of(n), fast.airbench94(n)) for n in (wide, net))
+    assert one == other
+    with pytest.raises(InputError, match="stages of 200 % is no member: take the space fast-wide"):
+        fast.airbench96(net)
+
+
 def test_resnet18_is_nearly_a_member(net: fast.Fast) -> None:
     alone = choices.extract(net, fast.resnet18(net))
     assert maps(alone, torch.zeros(1, 3, 32, 32)) == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (256, 4, 4)]

@@ -132,9 +132,9 @@ nasopt search --data set.npz --space nb201 --strategy random --trials 50 --out r
 def search(
     data: Annotated[str, typer.Option(help="What to learn: 'digits' (built in), a folder with one sub-folder of images "
                                            "per class, a CIFAR-10 folder, or an .npz file with x and y.")] = "digits",
-    space: Annotated[Literal["cells", "nb201", "darts", "fast"], typer.Option(
+    space: Annotated[Literal["cells", "nb201", "darts", "fast", "fast-wide"], typer.Option(
         help="Which networks to choose from: hierarchical cells, NAS-Bench-201's, DARTS's (large), or plain ones that train "
-             "fast.")] = "cells",
+             "fast; with a GPU also those up to twice as wide.")] = "cells",
     objectives: Annotated[str, typer.Option(
         help="What to minimise, with commas: error, latency, latency_onnx, memory, params, flops, size.",
     )] = "error,latency,memory",

@@ -43,7 +43,7 @@ class Config:
 
     Attributes:
         data: a source that `nasopt.tasks.data.load` knows.
-        space: ``cells``, ``nb201``, ``darts``, ``fast``, or ``own`` for a network of the user's.
+        space: ``cells``, ``nb201``, ``darts``, ``fast``, ``fast-wide``, or ``own`` for a network of the user's.
         seconds: of search and training, everything included.
         trials: evaluations of the search at most; None: as many as the time allows.
         networks: how many of the search's front are trained, at most.
@@ -184,6 +184,12 @@ def _fast(shape: tuple[int, int, int], classes: int) -> nn.Module:
     return fast(shape, classes)
 
 
+def _fast_wide(shape: tuple[int, int, int], classes: int) -> nn.Module:
+    from nasopt.spaces.fast import PERCENT, WIDER, fast
+
+    return fast(shape, classes, percent=(*PERCENT, *WIDER))
+
+
 def _nb201(shape: tuple[int, int, int], classes: int, partial: int = 1) -> nn.Module:
     from nasopt.spaces.nb201 import nb201
 
@@ -197,18 +203,18 @@ def _darts(shape: tuple[int, int, int], classes: int, partial: int = 1) -> nn.Mo
 
 
 SPACES: Mapping[str, Callable[[tuple[int, int, int], int], nn.Module]] = {"cells": _cells, "nb201": _nb201, "darts": _darts,
-                                                                                "fast": _fast}
+                                                                                "fast": _fast, "fast-wide": _fast_wide}
 """Input shape and number of classes -> the supernet."""
 
 
 def _members() -> tuple[Callable[[Any], dict[str, int]], ...]:
-    from nasopt.spaces.fast import airbench94, mobilenetv2, resnet18
+    from nasopt.spaces.fast import airbench94, airbench96, mobilenetv2, resnet18
 
-    return airbench94, resnet18, mobilenetv2
+    return airbench94, airbench96, resnet18, mobilenetv2
 
 
-MEMBERS: Mapping[str, Callable[[], Sequence[Callable[[Any], dict[str, int]]]]] = {"fast": _members}
-"""Networks designed by hand that a space has: supernet -> architecture, or an `InputError` where images are too small."""
+MEMBERS: Mapping[str, Callable[[], Sequence[Callable[[Any], dict[str, int]]]]] = {"fast": _members, "fast-wide": _members}
+"""Networks designed by hand that a space has: supernet -> architecture, or an `InputError` where it is no member."""
 
 PARTIAL: Mapping[str, Callable[[tuple[int, int, int], int, int], nn.Module]] = {"nb201": _nb201, "darts": _darts}
 """The same where only one in so many channels passes the operations (PC-DARTS)."""

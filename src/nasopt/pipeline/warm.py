@@ -147,7 +147,7 @@ def designs(setup: Setup, step_ms: float) -> list[Arch]:
     are come first."""
     net, found, others, table = setup.net, list[Arch](), list[Arch](), step_table()
     for design in MEMBERS.get(setup.config.space, lambda: ())():
-        with suppress(InputError):  # images too small for it, or no scaling as small as that
+        with suppress(InputError):  # no member, or no scaling as small as that
             arch = design(net)
             alone = choices.extract(net, arch).eval()
             work, own = flops(alone, setup.example), table(alone, setup.example)["step_ms"]

@@ -3,7 +3,8 @@
 convolution that is trained is normalised and no path is dead, so that all members train well with one recipe.
 
 A stage begins with a convolution that changes the width (and the size, before anything is normalised) and goes on with blocks
-of one kind. `airbench94`, `resnet18` and `mobilenetv2` are the members that are nearest to networks designed by hand.
+of one kind. `airbench94`, `airbench96`, `resnet18` and `mobilenetv2` are the members that are nearest to networks designed by
+hand.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ WIDTHS = (64, 256, 256, 256)
 
 PERCENT = (6.25, 12.5, 18.75, 25, 37.5, 50, 75, 100)
 """The widths to choose from, in percent of these, the same for every stage."""
+
+WIDER = (150, 200)
+"""More of them, for networks that need a GPU."""
 
 EXPANSION = 4
 """How much wider a ``mobile`` block is inside."""
@@ -130,13 +134,15 @@ def stage_counts(input_shape: tuple[int, int, int]) -> tuple[int, ...]:
     return (most - 1, most) if most > 2 else (most,)
 
 
-def fast(input_shape: tuple[int, int, int], classes: int, *, widths: Sequence[int] = WIDTHS) -> Fast:
+def fast(input_shape: tuple[int, int, int], classes: int, *, widths: Sequence[int] = WIDTHS,
+         percent: Sequence[float] = PERCENT) -> Fast:
     """The supernet of the space; `nasopt.nets.choices.space_of` gives its space.
 
     Args:
         input_shape: (channels, height, width) of one image.
         classes: number of classes.
-        widths: channels of the widest stages, multiples of 8, as many as there can be stages at least.
+        widths: channels of the stages, multiples of 8, as many as there can be stages at least.
+        percent: what can be chosen, in percent of these widths.
 
     Raises:
         InputError: images below 4x4 pixels, no class, or widths that do not fit.
@@ -147,7 +153,7 @@ def fast(input_shape: tuple[int, int, int], classes: int, *, widths: Sequence[in
     if classes < 1 or len(widths) < counts[-1] or any(w < 8 or w % 8 for w in widths):
         raise InputError(f"{classes} classes and widths {list(widths)}: give at least 1 class and {counts[-1]} multiples of 8.")
     act = OneOf({"relu": nn.ReLU(), "gelu": nn.GELU()})
-    sizes = [_width(w) for w in widths[:counts[-1]]]
+    sizes = [_width(w, percent) for w in widths[:counts[-1]]]
     first = Stage(sizes[0], _starts(input_shape, sizes[0], act), _blocks(sizes[0], act))
     later = [Stage(now, OneOf({label: ENTRIES[label](Upstream([before]), now, act) for label in ("max", "conv")}),
                    _blocks(now, act)) for before, now in pairwise(sizes)]
@@ -161,9 +167,9 @@ def fast(input_shape: tuple[int, int, int], classes: int, *, widths: Sequence[in
     return Fast(act, first, stages, head)
 
 
-def _width(most: int) -> Width:
+def _width(full: int, percent: Sequence[float]) -> Width:
     """Multiples of 8, labelled in percent; where two are the same the smaller percentage is left out."""
-    sizes = {max(8, round(most * p / 800) * 8): str(round(p)) for p in PERCENT}
+    sizes = {max(8, round(full * p / 800) * 8): str(round(p)) for p in percent}
     return Width(list(sizes), [sizes[size] for size in sorted(sizes)])
 
 
@@ -241,12 +247,15 @@ def member(net: Fast, start: str, parts: Sequence[Part], activation: str, pool: 
     """The architecture of these stages.
 
     Raises:
-        InputError: the space has no such member, for example because images are too small for so many stages.
+        InputError: images are too small for so many stages, or the space has no stages that are so wide.
     """
     counts = [n + 1 for n in net.stages.sizes] if isinstance(net.stages, Depth) else [1]
     if len(parts) not in counts:
         raise InputError(f"a network of {len(parts)} stages is no member: images of this size allow for "
                          f"{' or '.join(map(str, counts))}; use larger ones.")
+    widest = max(part.percent for part in parts)
+    if str(widest) not in net.first.width.labels:
+        raise InputError(f"a network with stages of {widest} % is no member: take the space fast-wide.")
     words = {"activation": activation, "head/pool": pool, "head/scale": scale, "first/enter": start}
     if len(counts) > 1:
         words["stages"] = str(len(parts) - 1)
@@ -274,6 +283,16 @@ def airbench94(net: Fast) -> dict[str, int]:
         InputError: images too small for three stages.
     """
     return member(net, "patches", [Part(100, "max", "plain", 1)] * 3, "gelu", "max", "x0.11")
+
+
+def airbench96(net: Fast) -> dict[str, int]:
+    """Jordan's airbench96 (arXiv 2404.00498): airbench94 with twice as many channels and, in each stage, a third convolution and
+    a shortcut around the last two. A member of ``fast-wide``.
+
+    Raises:
+        InputError: images too small for three stages, or a space without such widths.
+    """
+    return member(net, "patches", [Part(200, "max", "residual", 1)] * 3, "gelu", "max", "x0.11")
 
 
 def resnet18(net: Fast) -> dict[str, int]:
