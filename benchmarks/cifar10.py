@@ -256,14 +256,14 @@ def means(values: Sequence[float]) -> tuple[float, float | None]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def ahead(methods: Mapping[str, Mapping[str, Sequence[Any]]], part: str) -> tuple[float | None, str]:
+def ahead(methods: Mapping[str, Mapping[str, Sequence[Any]]], part: str) -> tuple[float | None, str | None]:
     """By how many points of test accuracy nasopt search is above, over the seeds that both have, and the interval."""
     if part == "nasopt" or "nasopt" not in methods:
-        return None, ""
+        return None, None
     ours, theirs = (dict(zip(methods[p]["seed"], methods[p]["test_accuracy"], strict=True)) for p in ("nasopt", part))
     more = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     if len(more) < 2:
-        return (more[0] if more else None), ""
+        return (more[0] if more else None), None
     low, high = stats.t.interval(0.95, len(more) - 1, np.mean(more), stats.sem(more))
     return float(np.mean(more)), f"[{low:.2f}, {high:.2f}]"
 
