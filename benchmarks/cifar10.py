@@ -35,11 +35,11 @@ import numpy as np
 import torch
 from common import RESULTS, write
 from differentiable_speed import BASELINE, VARIANTS, left_out, start
-from scipy import stats
 from torch import Tensor, nn
 
 import nasopt
 from nasopt import goals
+from nasopt.analysis.stats import t_interval
 from nasopt.cost.clock import Latency
 from nasopt.errors import InputError
 from nasopt.nets import choices
@@ -262,10 +262,8 @@ def ahead(methods: Mapping[str, Mapping[str, Sequence[Any]]], part: str) -> tupl
         return None, None
     ours, theirs = (dict(zip(methods[p]["seed"], methods[p]["test_accuracy"], strict=True)) for p in ("nasopt", part))
     more = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-    if len(more) < 2:
-        return (more[0] if more else None), None
-    low, high = stats.t.interval(0.95, len(more) - 1, np.mean(more), stats.sem(more))
-    return float(np.mean(more)), f"[{low:.2f}, {high:.2f}]"
+    found = t_interval(more)
+    return (float(np.mean(more)) if more else None), (None if found is None else f"[{found[0]:.2f}, {found[1]:.2f}]")
 
 
 def described(name: str, settings: Mapping[str, Any]) -> dict[str, str]:

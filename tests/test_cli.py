@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 
 import nasopt
-from nasopt.cli import Gradients, Strategies, load_config, main
+from nasopt.cli import Gradients, Spaces, Strategies, load_config, main
 from nasopt.errors import InputError
 from nasopt.trial import Constraint, Objective
 
@@ -261,6 +261,12 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert "Example" in capsys.readouterr().out
     assert main([]) == 2
     assert "search" in capsys.readouterr().out
+
+
+def test_the_command_line_names_every_space() -> None:
+    from nasopt.pipeline.setup import SPACES
+
+    assert list(get_args(Spaces)) == list(SPACES)
 
 
 def test_the_command_line_names_every_strategy(job: Job) -> None:

@@ -36,6 +36,13 @@ def test_demsars_example() -> None:
     assert p == pytest.approx([0.0472, 0.608, 0.0472], abs=5e-4)
 
 
+def test_students_interval_of_a_mean() -> None:
+    values = [0.3, 0.1, 0.8, 0.4]
+    low, high = reference.t.interval(0.9, 3, np.mean(values), reference.sem(values))
+    assert stats.t_interval(values, 0.9) == pytest.approx((low, high))
+    assert stats.t_interval(values[:1]) is None
+
+
 def test_nemenyi_and_its_critical_difference_agree() -> None:
     for seed in range(20):
         found = stats.friedman(np.random.default_rng(seed).normal(size=(9, 4)))

@@ -108,6 +108,8 @@ def _as_text(path: Path, key: str, value: Any) -> str | list[str]:
 
 # ---------------------------------------------------------------------------------------------------------- commands
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, e.g. runs/digits.")]
+Spaces = Literal["cells", "nb201", "darts", "fast", "fast-wide"]
+"""The names in `nasopt.pipeline.setup`, which is too heavy to load for a help text."""
 Strategies = Literal["asha", "forest", "gp", "gp-lcb", "gp-ts", "hybrid", "hyperband", "local", "nsga2", "nsga3",
                      "optuna-cmaes", "optuna-gp", "optuna-nsga2", "optuna-nsga3", "optuna-tpe", "progressive", "random", "rea"]
 Gradients = Literal["beta_darts", "darts1", "darts2", "darts_minus", "darts_pt", "drnas", "fair_darts", "gdas", "idarts",
@@ -132,7 +134,7 @@ nasopt search --data set.npz --space nb201 --strategy random --trials 50 --out r
 def search(
     data: Annotated[str, typer.Option(help="What to learn: 'digits' (built in), a folder with one sub-folder of images "
                                            "per class, a CIFAR-10 folder, or an .npz file with x and y.")] = "digits",
-    space: Annotated[Literal["cells", "nb201", "darts", "fast", "fast-wide"], typer.Option(
+    space: Annotated[Spaces, typer.Option(
         help="Which networks to choose from: hierarchical cells, NAS-Bench-201's, DARTS's (large), or plain ones that train "
              "fast; with a GPU also those up to twice as wide.")] = "cells",
     objectives: Annotated[str, typer.Option(

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 from scipy.linalg import block_diag, helmert
 
+from nasopt.analysis.stats import t_interval
 from nasopt.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -226,7 +226,7 @@ def certificate(recordings: Sequence[Recording], rate: float | None, known: tupl
     top = None if ends is None else max(abs(ends[0]), ends[1])
     scale = math.inf if rate is None or top is None else rate * top
     slopes = tuple(tail_slope(r.alphas) for r in recordings)
-    interval = _t_interval([s for s in slopes if s is not None])
+    interval = t_interval([s for s in slopes if s is not None])
     plain = Condition("the updates are gradient steps of size η: ‖α_{t+1} - α_t‖ = η‖g_t‖",
                       rate is not None and all(_plain(r, rate) for r in recordings))
     convex = Condition("μ_F > 0", ends is not None and ends[0] > 0)
@@ -297,14 +297,6 @@ def _plain(recording: Recording, rate: float) -> bool:
     lengths = np.linalg.norm(np.diff(points, axis=0), axis=1)
     rounding = 10 * np.finfo(points.dtype).eps * np.linalg.norm(points, axis=1).max()
     return bool(np.allclose(lengths, rate * np.sqrt(recording.squared[:-1]), rtol=1e-3, atol=rounding))
-
-
-def _t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-    """Student's interval of a mean; None with fewer than 2 values."""
-    if len(values) < 2:
-        return None
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
 def _gradient_findings(squared: float, floor: float, residual: float, plain: bool) -> tuple[str, ...]:

@@ -28,6 +28,15 @@ EXACT_UP_TO = 50
 """Pairs up to which the signed-rank distribution is counted, not approximated."""
 
 
+# ----------------------------------------------------------------------------------------------------------- one method
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Student's interval of a mean; None with fewer than 2 values."""
+    if len(values) < 2:
+        return None
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
 # ---------------------------------------------------------------------------------------------------------- two methods
 @dataclass(frozen=True)
 class Paired:
