@@ -12,7 +12,7 @@ mirror image. DARTS of first order, in fp32 and plain memory order, is timed for
 the images by 64 is extrapolated from their median.
 
 Every single run is kept in a folder (``--keep``): what is there is read, what was interrupted goes on, ``--only`` says what is
-run now, and the record holds all that is there and, from an earlier record with the same settings, all that is not.
+run now, and the record holds all that is there and, from an earlier record with these settings on this machine, all that is not.
 ``--images N`` takes so many training images and a fifth as many test images; ``--name`` is for other data sets. The record's
 name is ``results/cifar10-cpu.json`` or ``results/cifar10-cuda.json``. Leave the machine idle.
 """
@@ -22,18 +22,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, write
+from common import RESULTS, version, write
 from differentiable_speed import BASELINE, VARIANTS, left_out, start
 from torch import Tensor, nn
 
@@ -42,6 +44,7 @@ from nasopt import goals
 from nasopt.analysis.stats import t_interval
 from nasopt.cost.clock import Latency
 from nasopt.errors import InputError
+from nasopt.machine import machine
 from nasopt.nets import choices
 from nasopt.nets.train import Augment, Recipe, device_of
 from nasopt.pipeline import final
@@ -60,10 +63,10 @@ DESIGNS: Mapping[str, Callable[[Any], dict[str, int]]] = {
 TITLES = {"nasopt": "nasopt search", "random": "random search", **{name: f"{name}, all of the time" for name in DESIGNS},
           **{f"{name}-scaled": f"{name} of equal latency and training time" for name in DESIGNS}}
 PARTS = (*TITLES, "darts")
-SEARCHING = ("supernet", "trust", "warm start", "search")
+SEARCHING = ("preparation", "supernet", "trust", "warm start", "search")
 FIELDS = ("search_seconds", "training_seconds", "best_seconds", "total_seconds", "epochs", "validation_accuracy", "test_accuracy",
           "target_met", "parameters", "multiply_accumulates", "latency_ms", "forward_mb", "search_mb", "training_mb",
-          "candidates", "refused")
+          "candidates", "refused", "date", "version")
 """Of one run; ``training_seconds`` of all final trainings, ``best_seconds`` of that of the network in the row; ``forward_mb`` is
 the peak of memory of one forward pass of one image, weights included, ``search_mb`` and ``training_mb`` that of the whole
 process, data included (of a GPU's: of tensors there)."""
@@ -183,20 +186,21 @@ def keep(path: Path, value: Mapping[str, Any]) -> None:
 def once(path: Path, compute: Callable[[], dict[str, Any]]) -> None:
     """Leaves a result in a file, if it is not there."""
     if not path.exists():
-        print(f"{path.stem}: {json.dumps(found := compute())}", flush=True)
+        found = {**compute(), "date": datetime.now(UTC).date().isoformat(), "version": version()}
+        print(f"{path.stem}: {json.dumps(found)}", flush=True)
         keep(path, found)
 
 
 def restore(record: Path, settings: Mapping[str, Any], folder: Path) -> None:
-    """Puts the runs of an earlier record with the same settings into the folder, where they are not there."""
+    """Puts the runs of an earlier record of this machine with the same settings into the folder, where they are not there."""
     known = json.loads(record.read_text()) if record.exists() else {}
-    if known.get("settings") != settings:
+    if known.get("settings") != settings or known["machine"] != machine():
         return
     for part, runs in known["methods"].items():
         for k, seed in enumerate(runs["seed"]):
             path = folder / f"{part}-{seed}.json"
             if not path.exists():
-                keep(path, {name: runs[name][k] for name in FIELDS})
+                keep(path, {name: runs[name][k] for name in FIELDS if name in runs})
     if known["darts"] is not None and not (folder / "darts.json").exists():
         keep(folder / "darts.json", known["darts"])
 
@@ -208,7 +212,7 @@ def gathered(folder: Path) -> dict[str, dict[str, list[Any]]]:
         files = sorted(folder.glob(f"{part}-*.json"), key=lambda path: int(path.stem.rsplit("-", 1)[1]))
         runs = [{"seed": int(path.stem.rsplit("-", 1)[1]), **json.loads(path.read_text())} for path in files]
         if runs:
-            found[part] = {name: [run[name] for run in runs] for name in ("seed", *FIELDS)}
+            found[part] = {name: [run.get(name) for run in runs] for name in ("seed", *FIELDS)}
     return found
 
 
@@ -224,10 +228,11 @@ def tables(methods: Mapping[str, Mapping[str, Sequence[Any]]], baseline: Mapping
                   for part, found in methods.items()]},
         {"caption": "Runs. Minutes; accuracy in %",
          "columns": ["method", "seed", "search", "final trainings", "that of the network", "in all", "epochs", "validation",
-                     "test", "target met"],
+                     "test", "target met", "date", "version"],
          "rows": [[title, run["seed"], *(run[name] / 60 for name in ("search_seconds", "training_seconds", "best_seconds",
                                                                      "total_seconds")),
-                   run["epochs"], run["validation_accuracy"], run["test_accuracy"], run["target_met"]] for title, run in runs]},
+                   *(run[name] for name in ("epochs", "validation_accuracy", "test_accuracy", "target_met", "date", "version"))]
+                  for title, run in runs]},
         {"caption": "Networks and memory. Parameters and multiply-accumulates in millions; latency of one image; peak of memory "
                     "of one forward pass of one image, weights included, and of the whole process (of a GPU's: of tensors "
                     "there), data included; networks that were trained briefly, and that were refused before",
@@ -276,6 +281,14 @@ def described(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
                     "training part without the images that judge."}
 
 
+def command(given: argparse.Namespace, seeds: Sequence[int]) -> str:
+    """What measures all parts of a record, each once, on a machine that does nothing else."""
+    words = ["--data", Path(given.data).name, "--name", given.name, "--device", given.device, "--minutes", f"{given.minutes:g}",
+             "--target", given.target, *([] if given.images is None else ["--images", str(given.images)]),
+             *(["--seeds", *map(str, seeds)] if seeds else [])]
+    return shlex.join(["python", "benchmarks/cifar10.py", *words])
+
+
 def summary(methods: Mapping[str, Mapping[str, Sequence[Any]]]) -> str:
     """Means of the test accuracy."""
     parts = []
@@ -313,10 +326,11 @@ def run(given: argparse.Namespace) -> None:
         once(folder / "darts.json", lambda: darts(given.darts_steps, given.darts_channels, device))
     methods = gathered(folder)
     baseline = json.loads((folder / "darts.json").read_text()) if (folder / "darts.json").exists() else None
+    seeds = sorted({seed for runs in methods.values() for seed in runs["seed"]})
     path = write(f"{given.name}-{device.type}", {
         **described(given.name, settings),
         "device": chip, "settings": settings, **methods.get("nasopt", {}), "methods": methods, "darts": baseline,
-        "tables": tables(methods, baseline)}, sorted({seed for runs in methods.values() for seed in runs["seed"]}))
+        "tables": tables(methods, baseline)}, seeds, command(given, seeds))
     print(summary(methods))
     print(path)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,13 +21,14 @@ from nasopt.machine import machine, versions
 RESULTS = Path(__file__).parent / "results"
 
 
-def write(name: str, results: Mapping[str, Any], seeds: Sequence[int]) -> Path:
+def write(name: str, results: Mapping[str, Any], seeds: Sequence[int], command: str = "") -> Path:
     """Writes ``benchmarks/results/NAME.json``.
 
     Args:
         name: the record's name; the script's, without ``.py``.
         results: at least ``title`` and ``tables`` as `benchmarks/results.py` describes; anything else is kept as it is.
         seeds: the seeds that were run.
+        command: what measures all of it, if that is not the one that was given now.
 
     Raises:
         ValueError: the title or the tables are missing, or a row does not fit its columns.
@@ -41,7 +43,7 @@ def write(name: str, results: Mapping[str, Any], seeds: Sequence[int]) -> Path:
     record = {
         **results,
         "name": name,
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_portable, sys.argv[1:])]),
+        "command": command or " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_portable, sys.argv[1:])]),
         "seeds": list(seeds),
         "date": datetime.now(UTC).date().isoformat(),
         "load": _load(),
@@ -52,6 +54,13 @@ def write(name: str, results: Mapping[str, Any], seeds: Sequence[int]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1, allow_nan=False, default=_plain) + "\n")
     return path
+
+
+def version() -> str:
+    """The commit of the source tree, marked where files differ from it; empty outside of a checkout."""
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True,
+                           check=False)
+    return found.stdout.strip()
 
 
 def _portable(word: str) -> str:

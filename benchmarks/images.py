@@ -42,11 +42,12 @@ def summary(seed: int, results: Mapping[str, Any]) -> list[Any]:
     beaten = [d["name"] for d in results["designed"]
               if any(dominates(f["metrics"], d["metrics"]) for f in results["front"])]
     curves, final = results["search"]["curves"], results["search"]["front_hypervolume"]
-    volumes = [curves[name]["hypervolume"][-1] for name in ("nsga2", "random")]
+    own = next(name for name in curves if name != "random")
+    volumes = [curves[name]["hypervolume"][-1] for name in (own, "random")]
     return [seed, round(100 * (1 - best["metrics"]["test_error"]), 3), f"{100 * (1 - high):.2f}–{100 * (1 - low):.2f}",
             len(results["front"]), ", ".join(beaten) or "none", final["found"], final["designed"],
             volumes[0] / volumes[1] if volumes[1] else None,
-            f"{len(curves['nsga2']['evaluations'])} / {len(curves['random']['evaluations'])}", results["trust"].get("value"),
+            f"{len(curves[own]['evaluations'])} / {len(curves['random']['evaluations'])}", results["trust"].get("value"),
             results["provenance"]["epochs"], results["provenance"]["total_seconds"]]
 
 
