@@ -143,14 +143,15 @@ def _apart(a: Interval | None, b: Interval | None) -> str:
 
 # ---------------------------------------------------------------------------------------------------------- hypervolume
 def final_hypervolume(results: Results) -> str:
-    """The hypervolume of the trained networks against the designed ones' and random search's. Empty if unknown."""
+    """The hypervolume of the trained networks against the designed ones'. Empty if unknown."""
     values = record.numbers(record.part(results, "search", "front_hypervolume"))
     if "found" not in values:
         return ""
-    others = [f"{name} {record.digits(values[key])}{_change(values['found'], values[key], 'found ')}"
-              for key, name in (("designed", "hand-designed networks"), (RANDOM, "random search")) if key in values]
     text = f"Hypervolume of the trained networks, on the measured metrics: found {record.digits(values['found'])}"
-    return f"{text}{'; ' if others else ''}{'; '.join(others)}. One run: no interval."
+    if "designed" in values:
+        change = _change(values["found"], values["designed"], "found ")
+        text += f"; hand-designed networks {record.digits(values['designed'])}{change}"
+    return f"{text}. One run: no interval."
 
 
 def _change(own: float, other: float, name: str = "") -> str:

@@ -170,7 +170,7 @@ def curve(data: Mapping[str, Any], cost: str) -> tuple[list[float], list[float]]
 
 
 def hypervolume(results: Results) -> Panel | None:
-    """Hypervolume against cost for every strategy, the hand-designed networks' level as a line; None without curves."""
+    """Hypervolume against cost for every strategy; None without curves."""
     curves = {str(k): v for k, v in record.part(results, "search", "curves").items() if isinstance(v, Mapping)}
     costs = [c for c in COSTS if any(curve(v, c)[0] for v in curves.values())]
     if not costs:
@@ -180,21 +180,11 @@ def hypervolume(results: Results) -> Panel | None:
                          line={"shape": "hv", "width": 2.5, "color": paint.get(name, GREY),
                                "dash": "dash" if name == RANDOM else "solid"},
                          x=curve(data, costs[0])[0], y=curve(data, costs[0])[1]) for name, data in curves.items()]
-    designed = record.number(record.part(results, "search").get("designed_hypervolume"))
-    level = [] if designed is None else [designed]
-    traces += [go.Scatter(name="designed by hand", mode="lines", line={"color": ORANGE, "dash": "dot", "width": 2},
-                          x=_reach(curves, costs[0]), y=level * 2) for _ in level]
-    options = [Option(COSTS[c], {"x": [curve(v, c)[0] for v in curves.values()] + [_reach(curves, c)] * len(level),
-                                 "y": [curve(v, c)[1] for v in curves.values()] + [level * 2] * len(level)},
+    options = [Option(COSTS[c], {"x": [curve(v, c)[0] for v in curves.values()], "y": [curve(v, c)[1] for v in curves.values()]},
                       {"xaxis.title.text": COSTS[c], "xaxis.autorange": True}) for c in costs]
     figure = go.Figure(traces, layout(COSTS[costs[0]], "hypervolume"))
     return Panel("hypervolume", "Hypervolume against cost, search strategy and random search", figure,
                  [Menu("cost in", options)])
-
-
-def _reach(curves: Mapping[str, Mapping[str, Any]], cost: str) -> list[float]:
-    """Both ends of the cost axis."""
-    return [0.0, max((x for v in curves.values() for x in curve(v, cost)[0]), default=0.0)]
 
 
 # ------------------------------------------------------------------------------------------------------ learning curves

@@ -182,7 +182,7 @@ def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     classes = [str(c) for c in record.items(data, "classes")]
     sizes = [f"{name} {n:,.0f}" for name, key in (("training", "train"), ("validation", "val"), ("test", "test"))
              if (n := record.number(data.get(key))) is not None]
-    tested = "; the test part was used once, at the end" if record.number(data.get("test")) else ""
+    tested = "; the test part was used once a network, at the end" if record.number(data.get("test")) else ""
     return [("Data", str(data.get("source") or "")),
             ("Classes", f"{len(classes)}: {', '.join(classes)}" if classes else ""),
             ("Input", " × ".join(str(n) for n in record.items(data, "input_shape"))),
@@ -198,8 +198,10 @@ def _search_rows(results: Results) -> list[tuple[str, str]]:
     objectives = [f"{quantity(str(record.part(o).get('name', ''))).title}, "
                   f"{'lower' if record.part(o).get('minimise', True) else 'higher'} is better"
                   for o in record.items(results, "objectives")]
-    seed = results.get("seed")
+    seed, searched = results.get("seed"), [str(n) for n in record.items(record.part(results, "search"), "objectives")]
+    differs = searched != [record.part(o).get("name") for o in record.items(results, "objectives")]
     return [("Search space", "; ".join(n for n in names if n)), ("Objectives", "; ".join(objectives)),
+            ("Searched for", record.joined([quantity(n).label for n in searched]) if differs else ""),
             ("Constraints", "; ".join(str(c) for c in record.items(results, "constraints"))),
             ("Seed", str(seed) if isinstance(seed, int) else "")]
 
@@ -208,15 +210,21 @@ def _machine_rows(origin: Mapping[str, Any]) -> list[tuple[str, str]]:
     machine = record.part(origin, "machine")
     words = {"cores": "{} cores", "memory_gb": "{} GB memory"}
     listed = [words.get(str(k), "{}" if k == "cpu" else f"{k}: {{}}").replace("{}", str(v)) for k, v in machine.items()]
-    return [("Machine", ", ".join(listed)), ("Started", str(origin.get("started") or ""))]
+    threads, bf16 = record.number(origin.get("threads")), origin.get("bf16")
+    trained = [str(origin.get("device") or ""), f"{threads:g} threads" if threads else "",
+               ("bf16" if bf16 else "fp32") if isinstance(bf16, bool) else ""]
+    return [("Machine", ", ".join(listed)), ("Trained on", ", ".join(t for t in trained if t)),
+            ("Started", str(origin.get("started") or ""))]
 
 
 def _phases(origin: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """(phase, duration and peak of memory, share of the longest phase in percent) and the total last, without a bar."""
+    """(phase, duration and peaks of memory, share of the longest phase in percent) and the total last, without a bar."""
     seconds = record.numbers(record.part(origin, "phases"))
-    peaks = {name: record.number(record.part(origin, "peak_memory_mb", name).get("cpu")) for name in seconds}
+    peaks = {name: record.numbers(record.part(origin, "peak_memory_mb", name)) for name in seconds}
+    chips = {"cpu": "GB", "cuda": "GB of the GPU"}
     longest = max(seconds.values(), default=0.0) or 1.0
-    rows = [(name, record.duration(s) + (f", {peak / 1e3:.1f} GB" if (peak := peaks[name]) else ""), 100 * s / longest)
+    rows = [(name, ", ".join([record.duration(s), *(f"{peaks[name][chip] / 1e3:.1f} {unit}" for chip, unit in chips.items()
+                                                   if chip in peaks[name])]), 100 * s / longest)
             for name, s in seconds.items()]
     total = record.number(origin.get("total_seconds"))
     return rows if total is None else [*rows, ("total", record.duration(total), 0.0)]

@@ -53,8 +53,9 @@ KNOWN = {q.key: q for q in (
     Quantity("latency_onnx_ms", "latency, ONNX Runtime", "ms"),
     Quantity("memory_mb", "peak memory", "MB"),
     Quantity("params", "parameters", "thousand", 1e-3),
-    Quantity("flops", "FLOPs", "million", 1e-6),
-    Quantity("size_mb", "file size", "MB"),
+    Quantity("flops", "multiply-accumulates", "million", 1e-6),
+    Quantity("size_mb", "size of the weights", "MB"),
+    Quantity("epochs", "epochs"),
     Quantity("training_seconds", "training time", "s"),
 )}
 SUFFIXES = {"ms": "ms", "mb": "MB", "mj": "mJ", "s": "s", "seconds": "s", "j": "J", "mw": "mW", "w": "W"}
@@ -150,9 +151,7 @@ class Network:
 def network(data: Mapping[str, Any], group: str, place: int) -> Network:
     """One entry of ``front``, ``dominated`` or ``designed``."""
     metrics = numbers(part(data, "metrics"))
-    seconds = number(data.get("training_seconds"))
-    if seconds is not None:
-        metrics["training_seconds"] = seconds
+    metrics |= numbers({name: data.get(name) for name in ("epochs", "training_seconds")})
     spans = {str(k): s for k, v in part(data, "intervals").items() if (s := interval(v)) is not None}
     return Network(
         name=str(data.get("name") or data.get("id") or f"{group} {place + 1}"), group=group,
