@@ -40,10 +40,11 @@ class Job(ModuleType):
     def __init__(self) -> None:
         super().__init__("nasopt.job")
         self.calls: list[tuple[str, dict[str, Any]]] = []
-        self.found = [Entry("7", {"error": 0.0417, "latency_ms": 1.2345, "memory_mb": 0.8, "params": 45_321.0}),
+        self.found = [Entry("7", {"error": 0.0417, "latency_ms": 1.2345, "memory_mb": 0.8, "params": 45_321.0},
+                            {"onnx": Path("net.onnx"), "torch": Path("net.pt2")}),
                       Entry("12", {"error": 0.05, "memory_mb": 0.4, "params": 450_000.0})]
         self.raises: BaseException | None = None
-        self.results: dict[str, Any] = {}
+        self.results: dict[str, Any] = {"dominated": []}
 
     def _keep(self, name: str, **call: Any) -> None:
         self.calls.append((name, call))
@@ -152,10 +153,20 @@ def test_the_progress_bar_is_for_terminals_that_are_not_asked_to_be_quiet(
     assert [call["progress"] for _, call in job.calls if "progress" in call] == [True, False, True]
 
 
-def test_an_empty_front_is_said_and_is_not_a_success(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
-    job.found = []
+@pytest.mark.parametrize(("trained", "why"), [([{"id": "7"}], "no network was found that meets every constraint"),
+                                              ([], "no training succeeded")])
+def test_an_empty_front_is_said_and_is_not_a_success(
+    job: Job, trained: list[Any], why: str, capsys: pytest.CaptureFixture[str],
+) -> None:
+    job.found, job.results = [], {"dominated": trained}
     assert main(["search"]) == 1
-    assert "no network was found that meets every constraint" in capsys.readouterr().err
+    assert f"{why}; see runs/digits/report.html" in capsys.readouterr().err
+
+
+def test_a_network_without_onnx_is_exported_to_torch(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    job.found[0].files.pop("onnx")
+    assert main(["search"]) == 0
+    assert "to export a network: nasopt export runs/digits 7 --format torch --to net.pt2" in capsys.readouterr().out
 
 
 def test_resume_report_and_export(job: Job, capsys: pytest.CaptureFixture[str]) -> None:

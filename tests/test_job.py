@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -17,11 +18,11 @@ import torch
 from torch import nn
 
 import nasopt
-from nasopt import job
+from nasopt import goals, job
 from nasopt.cost.lookup import Lookup
-from nasopt.errors import InputError
+from nasopt.errors import ExportError, InputError
 from nasopt.nets.choices import BatchNorm2d, Conv2d, OneOf, Width, space_of
-from nasopt.pipeline import phases, relaxed
+from nasopt.pipeline import final, phases, relaxed
 from nasopt.pipeline.finals import Finals
 from nasopt.pipeline.setup import Config, Sampled, Setup, prepare, survey
 from nasopt.run.storage import Memory, Sqlite
@@ -278,6 +279,58 @@ def test_an_interrupted_run_resumes_where_it_was(data: Path, tmp_path: Path, mon
     assert resumed.front()
 
 
+def test_a_run_says_when_it_went_on_elsewhere(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = search(data, tmp_path / "run")
+    assert not any("continued" in w for w in first.results["provenance"]["warnings"])
+    monkeypatch.setattr(job, "machine", lambda: {"cpu": "another", "cores": 1})
+    again = nasopt.resume(first.path, net=own(), log=lambda line: None)
+    assert again.results["provenance"]["machine"] == first.results["provenance"]["machine"]
+    assert any("continued on another machine" in w for w in again.results["provenance"]["warnings"])
+
+
+def test_data_from_python_is_asked_for_when_a_run_is_resumed(data: Path, tmp_path: Path) -> None:
+    given = load(str(data))
+    first = nasopt.search(given, net=own(), budget=16.0, trials=3, networks=1, log=lambda line: None, out=tmp_path / "run")
+    assert first.results["command"].startswith("nasopt.search(..., net=..., objectives='error,latency_ms,memory_mb', ")
+    with pytest.raises(InputError, match=r"was given its data from Python: give it again, as in nasopt.resume\(path, data"):
+        nasopt.resume(first.path, net=own())
+    assert nasopt.resume(first.path, data=given, net=own(), log=lambda line: None).front()
+
+
+def test_all_time_counts(run: job.Run) -> None:
+    origin = run.results["provenance"]
+    assert origin["phases"]["preparation"] > 0
+    assert origin["total_seconds"] == pytest.approx(sum(origin["phases"].values()))
+
+
+def test_the_command_repeats_the_run() -> None:
+    """Every option, read back as the command line reads it."""
+    bars = (Constraint("params", 1234567.0), Constraint("latency_ms", 2.0, "ms"))
+    config = Config("digits", "fast", constraints=bars, seconds=5400.0, trials=7, strategy="gp", seed=3, networks=2,
+                    min_gain=0.01, target=(Constraint("error", 0.055),), device="cuda:1", mirror=True)
+    words = shlex.split(job.command(config, Path("out")))
+    options = words[2:]
+    assert words[:2] == ["nasopt", "search"]
+    assert options.count("--mirror") == 1 and options[options.index("--device") + 1] == "cuda:1"
+    pairs = [(w, options[k + 1]) for k, w in enumerate(options[:-1]) if w.startswith("--") and w != "--mirror"]
+    assert tuple(goals.parse_constraint(v) for name, v in pairs if name == "--constraint") == bars
+    assert tuple(goals.parse_constraint(v) for name, v in pairs if name == "--target") == config.target
+    read = dict(pairs)
+    assert goals.parse_duration(read["--budget"]) == 5400 and goals.parse_objectives(read["--objectives"]) == config.objectives
+    assert (read["--data"], read["--space"], read["--trials"], read["--strategy"], read["--seed"], read["--networks"],
+            float(read["--min-gain"]), read["--out"]) == ("digits", "fast", "7", "gp", "3", "2", 0.01, "out")
+    own_net = job.command(replace(config, space="own"), Path("out"))
+    assert own_net.startswith("nasopt.search('digits', net=..., ") and "target=['error<=0.055']" in own_net
+    assert "constraints=['params<=1234567.0', 'latency_ms<=2.0ms']" in own_net and "mirror=True" in own_net
+
+
+def test_a_name_that_fits_several_networks_is_told(run: job.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = {"front": [{"id": "3fa9"}, {"id": "3fb0"}], "dominated": [], "designed": []}
+    monkeypatch.setattr(job.Folder, "read_json", lambda self, name: twice)
+    with pytest.raises(InputError, match="the name '3f' fits several networks, 3fa9, 3fb0: give all of one"):
+        job.export(run.path, "3f", "onnx", tmp_path / "c.onnx")
+
+
 def test_export_copies_one_network_and_overwrites_nothing(run: job.Run, tmp_path: Path) -> None:
     first = run.front()[0]
     to = job.export(run.path, first.id[:4], "onnx", tmp_path / "net.onnx")
@@ -351,7 +404,7 @@ def test_networks_that_break_a_constraint_after_training_are_kept_off_the_front(
     monkeypatch.setattr("nasopt.pipeline.final.Delivery.mistakes", lambda self, folder, files: (30, 36))
     found = search(data, tmp_path / "run", constraints=["error<=80%"])
     assert found.front() == []
-    assert any("met the constraints in the search but not after" in w for w in found.results["provenance"]["warnings"])
+    assert any("broke a constraint after training: kept off the front" in w for w in found.results["provenance"]["warnings"])
     assert (tmp_path / "run" / "report.html").is_file()
 
 
@@ -367,6 +420,23 @@ def test_a_training_that_fails_does_not_end_the_run(data: Path, tmp_path: Path, 
     found = search(data, tmp_path / "run")
     assert any("failed: FloatingPointError: the training loss became nan" in w for w in found.results["provenance"]["warnings"])
     assert len(found.results["designed"]) == 2  # the trainings after it went on
+
+
+def test_a_network_that_no_file_can_hold_does_not_end_the_run(data: Path, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    real, tried = final.Delivery.export, list[str]()
+
+    def sometimes(self: final.Delivery, net: nn.Module, folder: Path) -> dict[str, str]:
+        tried.append(folder.name)
+        if len(tried) == 1:
+            raise ExportError("the network cannot be exported to ONNX: no such operation")
+        return real(self, net, folder)
+
+    monkeypatch.setattr(final.Delivery, "export", sometimes)
+    found = search(data, tmp_path / "run")
+    assert any(f"The training of {tried[0]} failed: ExportError: the network cannot be" in w
+               for w in found.results["provenance"]["warnings"])
+    assert tried[0] not in {n.id for n in found.front()} and len(found.results["designed"]) == 2
 
 
 def test_two_processes_cannot_work_on_one_run(run: job.Run) -> None:

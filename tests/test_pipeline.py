@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from nasopt import space
+from nasopt import machine, space
 from nasopt.cost.count import flops
 from nasopt.errors import InputError
 from nasopt.estimators.images import Costs
@@ -26,7 +27,7 @@ from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.kept import Kept
 from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.progress import Display, Watch
-from nasopt.pipeline.setup import Config, Setup, prepare, survey
+from nasopt.pipeline.setup import EXPECTED, Config, Setup, prepare, survey
 from nasopt.run.storage import Memory
 from nasopt.spaces import fast
 from nasopt.tasks.data import Dataset
@@ -116,7 +117,7 @@ def test_what_is_too_dear_to_train_in_the_end_is_not_trained_in_the_search(strat
     """As if each parameter took a millisecond, and an epoch of the small ResNet so long that 5 of a network of a third fit."""
     trained = list[float]()
 
-    def fit(net: torch.nn.Module, *rest: object) -> final.train.Fitted:
+    def fit(net: torch.nn.Module, *rest: object, **named: object) -> final.train.Fitted:
         trained.append(params(net))
         return final.train.Fitted(0.0, 1, 0.0)
 
@@ -158,9 +159,9 @@ def test_all_candidates_start_with_the_weights_that_the_relaxed_network_has_in_t
     """Those of random search, too, whether it follows at once or in a resumed run."""
     starts, real = list[dict[str, torch.Tensor]](), phases.train.fit
 
-    def fit(net: torch.nn.Module, *rest: Any) -> Any:
+    def fit(net: torch.nn.Module, *rest: Any, **named: Any) -> Any:
         starts.append({k: v.clone() for k, v in net.state_dict().items()})
-        return real(net, *rest)
+        return real(net, *rest, **named)
 
     monkeypatch.setattr("nasopt.estimators.images.train.fit", fit)
     storage = Memory()
@@ -194,11 +195,11 @@ def test_a_search_from_relaxed_weights_that_was_interrupted_gives_the_same_trial
         owner, name = place.rsplit(".", 1)
         real = getattr(phases.train if name == "fit" else phases.relaxed.DifferentiableSearch, name)
 
-        def once(*given: Any) -> Any:
+        def once(*given: Any, **named: Any) -> Any:
             calls.append(1)
             if len(calls) == 3:
                 raise KeyboardInterrupt
-            return real(*given)
+            return real(*given, **named)
 
         patch.setattr(f"{owner}.{name}", once)
         with pytest.raises(KeyboardInterrupt):
@@ -393,20 +394,78 @@ def test_with_a_target_the_search_has_what_the_warm_start_leaves(bounds: tuple[C
 @pytest.mark.parametrize("fallback", [True, False])
 def test_with_a_target_the_search_expects_what_its_time_allows(fallback: bool, setup: Setup, tmp_path: Path,
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    """A brief training of half an epoch took 3 s, or a rough step 60 ms of the 10 that are a second of an epoch: the last
-    training of 300 s has 50 epochs, whether weights of 8 passes or half an epoch are behind the error."""
+    """A brief training of half an epoch took 1.5 s, where an epoch of the last training takes twice as long, or a rough step
+    60 ms of the 10 that are a second of an epoch: the last training of 300 s has 50 epochs, whether weights of 8 passes or half
+    an epoch are behind the error."""
     monkeypatch.setattr(phases.Phases, "one_shot", lambda self: lambda ask: {"error": 0.4})
-    monkeypatch.setattr(phases.Phases, "alone", lambda self, net: lambda ask: {"error": 0.4, "training_seconds": 3.0})
+    monkeypatch.setattr(phases.Phases, "alone", lambda self, net: lambda ask: {"error": 0.4, "training_seconds": 1.5})
     config = replace(setup.config, seconds=1e4, target=(Constraint("error", 0.1),), strategy="random")
     run = phases.Phases(replace(setup, config=config), Memory(), Folder(tmp_path), Display(lambda line: None, False))
     for name, result in {"trust": {"fallback": fallback}, "supernet": {"passes": 8.0}, "trainable": {"ms": 1e9, "witnesses": [0]},
-                         "low fidelity": {"epochs": 0.5, "seconds": 1.0},
+                         "low fidelity": {"epochs": 0.5, "seconds": 1.0, "final": 2.0},
                          "dearest": {"seconds": 300.0, "epoch": 1.0, "rate": 10.0}}.items():
         run.ledger.store(name, result)
     monkeypatch.setattr(phases.Layers, "__call__", lambda *given: {"step_ms": 60.0})
     found = run.estimator()(Ask(0, run.witnesses()[0]))
-    assert found[target.EXPECTED] == pytest.approx(0.4 * target.curve(50) / target.curve(0.5 if fallback else 8))
-    assert [o.name for o in run.problem.objectives] == [target.EXPECTED]
+    assert not {"latency_ms", "memory_mb"} & found.keys(), "nobody asked for them"
+    assert found[EXPECTED] == pytest.approx(0.4 * target.curve(50) / target.curve(0.5 if fallback else 8))
+    assert [o.name for o in run.problem.objectives] == [EXPECTED]
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_bound_on_the_error_is_for_trained_networks_alone(setup: Setup, tmp_path: Path) -> None:
+    """After a brief training no network would meet it."""
+    bars = (Constraint("error", 0.05), Constraint("params", 1e9))
+    there = replace(setup, problem=replace(setup.problem, constraints=bars))
+    run = phases.Phases(there, Memory(), Folder(tmp_path), Display(lambda line: None, False))
+    run.ledger.store("trust", {"fallback": False})
+    assert run.problem.constraints == bars[1:]
+    assert there.problem.violation({"error": 0.1, "params": 1.0}) > 0, "as trained networks are judged"
+
+
+@pytest.mark.parametrize("longer", [1.0, 3.0])
+def test_brief_trainings_are_planned_by_their_own_steps(longer: float, setup: Setup, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch of a brief training is smaller: an epoch of it takes 0.5 s, one of a final training that many times as long."""
+    def seconds(net: torch.nn.Module, data: train.Images, recipe: train.Recipe, augment: train.Augment) -> float:
+        return 0.5 if recipe.batch == phases.SMALL_BATCH else 0.5 * longer
+
+    monkeypatch.setattr(final, "epoch_seconds", seconds)
+    config = replace(setup.config, seconds=1e5)
+    run = phases.Phases(replace(setup, config=config), Memory(), Folder(tmp_path), Display(lambda line: None, False))
+    run.ledger.store("trainable", {"ms": 1e9, "witnesses": [0, 1]})
+    recipe = run.low_fidelity()
+    assert recipe.epochs == pytest.approx(min(final.MAX_EPOCHS / 4, run.seconds("search") / phases.CANDIDATES / 0.5))
+    assert run.ledger.recall("low fidelity") == {"epochs": recipe.epochs, "seconds": recipe.epochs * 0.5, "final": longer}
+
+
+def test_the_largest_network_is_tried_before_a_search_as_well() -> None:
+    """Also where the smallest can be exported, which takes a while and is done once."""
+    torch.manual_seed(0)
+    width = choices.Width((2, 4))
+    net = torch.nn.Sequential(choices.Conv2d(1, width, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+                              Even(), choices.Linear(width, 3))
+    with pytest.raises(InputError, match=r"the network fails on images of shape \(1, 8, 8\) with: RuntimeError: too wide"):
+        prepared(AIMS, own=net, space="own")
+
+
+class Even(torch.nn.Module):
+    """Fails on what is wide."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] > 2:
+            raise RuntimeError("too wide")
+        return x
+
+
+def test_a_strategy_is_checked_for_what_it_searches() -> None:
+    """With a target on the error that is one objective, whatever the front is of."""
+    pytest.importorskip("optuna")
+    plain, error = Config("x", strategy="optuna-cmaes"), Constraint("error", 0.1)
+    parts.check_config(replace(plain, target=(error,)))
+    for config in (plain, replace(plain, target=(error, Constraint("params", 1e6)))):
+        with pytest.raises(InputError, match="optuna-cmaes"):
+            parts.check_config(config)
 
 
 # ---------------------------------------------------------------------------------------------------------- mirrored networks
@@ -428,17 +487,39 @@ def test_mirrored_networks_are_delivered_and_their_costs_searched_for(tmp_path: 
                                rtol=1e-4, atol=1e-5)
 
 
+def test_candidates_are_judged_as_they_would_be_delivered(tmp_path: Path) -> None:
+    setup = coloured(mirror=True, strategy="random", seconds=1e4)
+    run = phases.Phases(setup, Memory(), Folder(tmp_path), Display(lambda line: None, False))
+    run.ledger.store("low fidelity", {"epochs": 0.5, "seconds": 1.0, "final": 1.0})
+    run.storage.put("supernet.weights", phases.weights_to_bytes(setup.net))
+    ask = Ask(0, space.sample(setup.problem.space, np.random.default_rng(0)))
+    judged = list[torch.nn.Module]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "error", lambda net, *rest, **more: judged.append(net) or 0.5)
+        assert run.alone(setup.net)(ask)["error"] == run.one_shot()(ask)["error"] == 0.5
+    assert [type(net) for net in judged] == [train.Mirrored] * 2 and not any(net.training for net in judged)
+
+
 def test_images_that_are_not_mirrored_in_training_are_refused() -> None:
     with pytest.raises(InputError, match=r"not mirrored in training, .* leave out --mirror"):
         prepared(AIMS, mirror=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- peaks of memory
+def test_where_the_system_tells_no_peak_of_its_own_that_of_the_process_counts(tmp_path: Path,
+                                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "status").write_text("Name: python\n")
+    monkeypatch.setattr(machine, "STATUS", tmp_path / "status")
+    monkeypatch.setattr(machine, "CLEAR", tmp_path)
+    machine.forget_peak_memory()
+    assert machine.peak_memory_mb() > 50
+
+
 def test_the_peak_of_a_phase_is_its_own_and_is_kept() -> None:
     ledger = Ledger(Memory())
-    with ledger.timed("large"):
-        block = np.ones(30_000_000)
-        del block
+    with ledger.timed("large"), mmap.mmap(-1, 240_000_000) as block:  # which `malloc` cannot serve from what it still holds
+        for k in range(0, len(block), mmap.PAGESIZE):
+            block[k] = 1
     with ledger.timed("small"):
         pass
     large, small = ledger.peaks("large")["cpu"], ledger.peaks("small")["cpu"]

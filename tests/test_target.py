@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from nasopt import job, space
 from nasopt.errors import InputError
 from nasopt.goals import parse_constraint
 from nasopt.pipeline import final, setup, target
+from nasopt.pipeline.finals import Finals
+from nasopt.pipeline.setup import EXPECTED, Config
 from nasopt.run.search import Budget, search
 from nasopt.strategies.random import RandomSearch
 from nasopt.strategies.stopping import Reached
@@ -85,8 +89,8 @@ def test_a_network_that_learns_faster_is_expected_to_learn_longer() -> None:
     answers = {0: {"error": 0.20, "seconds": 4.0}, 1: {"error": 0.24, "seconds": 1.0}, 2: {"seconds": 9.0}}
     estimate = target.Expecting(lambda ask: answers[ask.number], lambda ask, metrics: (1.0, 100 / metrics["seconds"]))
     found = [dict(estimate(Ask(k, {}))) for k in answers]
-    assert found[0][target.EXPECTED] == pytest.approx(0.20 * target.curve(25))
-    assert found[1][target.EXPECTED] == pytest.approx(0.24 * target.curve(100))
+    assert found[0][EXPECTED] == pytest.approx(0.20 * target.curve(25))
+    assert found[1][EXPECTED] == pytest.approx(0.24 * target.curve(100))
     assert found[2] == {"seconds": 9.0}, "refused before it was trained"
     trials = [trial(k, **metrics) for k, metrics in enumerate(found[:2])]
     assert [t.ask.number for t in target.ordered(trials, [ERROR])] == [1, 0]
@@ -100,8 +104,8 @@ def test_a_network_that_learns_faster_is_expected_to_learn_longer() -> None:
 def test_a_search_ends_when_a_longer_training_is_worth_more(gain: float, seconds: float, epochs: float, stops: bool,
                                                              monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target, "expected_gain", lambda problem, trials, more, seed: gain)
-    rule = target.Dearer(target.aim(PROBLEM, [ERROR]), seconds)
-    trials = [Trial(Ask(k, {"a": k}), {target.EXPECTED: 0.1 + k, target.EPOCHS: 1.0 if k else epochs}, 10.0) for k in range(10)]
+    rule = target.Dearer(replace(PROBLEM, objectives=Config("x", target=(ERROR,)).searched), seconds)
+    trials = [Trial(Ask(k, {"a": k}), {EXPECTED: 0.1 + k, target.EPOCHS: 1.0 if k else epochs}, 10.0) for k in range(10)]
     said = rule(trials)
     assert bool(said) == stops and rule(trials[:9]) == ""
     if stops:
@@ -110,10 +114,10 @@ def test_a_search_ends_when_a_longer_training_is_worth_more(gain: float, seconds
 
 
 def test_a_search_for_a_target_aims_at_what_it_bounds_alone() -> None:
-    both = target.aim(PROBLEM, [ERROR, PARAMS])
-    assert both.objectives == (Objective(target.EXPECTED), Objective("params"))
-    assert both.constraints == PROBLEM.constraints and both.space is GRID
-    assert target.aim(PROBLEM, [ERROR]).objectives == (Objective(target.EXPECTED),)
+    assert Config("x", target=(ERROR, PARAMS)).searched == (Objective(EXPECTED), Objective("params"))
+    assert Config("x", target=(ERROR,)).searched == (Objective(EXPECTED),)
+    for plain in (Config("x"), Config("x", target=(ERROR,), strategy="preference")):
+        assert plain.searched == plain.objectives, "a front for all preferences is searched for all objectives"
 
 
 def test_the_epochs_that_a_target_needs() -> None:
@@ -159,6 +163,17 @@ def test_what_was_not_measured_does_not_meet_a_bound() -> None:
     assert not ERROR.met({}) and not ERROR.met({"error": float("nan")})
 
 
+def test_the_first_training_follows_from_the_epochs_behind_the_expectation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """6 % are expected after 20 epochs: 5 % need 2.49 times as many, half of the 100 that the time allows."""
+    asked = list[float]()
+    monkeypatch.setattr(final, "epoch_of", lambda setup, arch: 10.0)
+    monkeypatch.setattr(target, "trainings", lambda epoch, seconds, share: asked.append(share) or [(0, 1.0)])
+    config = Config("x", target=(Constraint("error", 0.05),))
+    finals = Finals(SimpleNamespace(config=config), None, None, None)  # type: ignore[arg-type]
+    finals._for_target([trial(0, **{EXPECTED: 0.06, target.EPOCHS: 20.0, "error": 0.4})], 1000.0)
+    assert asked == [pytest.approx(20 * 1.2 ** (1 / target.LATE) / 100)]
+
+
 # --------------------------------------------------------------------------------------------------------------- the verdict
 def test_the_verdict() -> None:
     first, good = record("aa", 0.081, params=900.0, latency_ms=1.0), record("bb", 0.055, params=900.0, latency_ms=1.0)
@@ -172,6 +187,8 @@ def test_the_verdict() -> None:
                                   "2.10 points above.")
     slow = target.verdict([ERROR], PROBLEM, [record("dd", 0.05, params=1.0, latency_ms=3.0)], 0)
     assert not slow["met"] and slow["sentence"].endswith("latency (PyTorch, one input) 3 ms, 1 ms above.")
+    sure = {**good, "intervals": {"error": [0.0489, 0.0617]}}
+    assert "validation error 5.50 % [4.89, 6.17] and" in target.verdict([ERROR, PARAMS], PROBLEM, [sure], 0)["sentence"]
     failed = target.verdict([ERROR], PROBLEM, [{"id": "ee", "predicted": {"error": 0.0}, "failed": "NaN"}], 0)
     assert not failed["met"] and "no training succeeded" in failed["sentence"]
 
@@ -249,9 +266,16 @@ def test_a_foreign_bound_is_refused(data: Path, tmp_path: Path) -> None:
         nasopt.search(data, net=own(), out=tmp_path / "run", target=Constraint("speed", 1.0), log=lambda line: None)
 
 
-def test_the_command_of_a_run_names_its_target() -> None:
-    from nasopt.pipeline.setup import Config
+@pytest.mark.usefixtures("quick")
+def test_a_search_that_ended_before_any_full_training_has_a_report(data: Path, tmp_path: Path) -> None:
+    """Successive halving with three trials: none of full fidelity, and no random search beside."""
+    found = nasopt.search(data, net=own(), budget=16.0, trials=3, networks=1, log=lambda line: None, out=tmp_path / "run",
+                          target="error<=1%", strategy="asha")
+    assert found.front() and found.report.exists()
+    assert max(found.results["search"]["curves"]["asha"]["hypervolume"]) > 0
 
+
+def test_the_command_of_a_run_names_its_target() -> None:
     config = Config("digits", target=(parse_constraint("error<=6%"),))
     assert "--target 'error<=0.06'" in job.command(config, Path("out"))
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config

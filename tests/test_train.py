@@ -173,7 +173,7 @@ def trained(resume: Checkpoint | None = None,
     torch.manual_seed(0)
     net = nn.Sequential(*small(), nn.Dropout(0.2))
     data, augment, points = images(60, (1, 8, 8)), train.Augment(flip=True, translate=1, cutout=2), list[Checkpoint]()
-    fitted = train.fit(net, data, recipe, augment, 5, 2, resume=resume, keep=points.append,
+    fitted = train.fit(net, data, recipe, augment, 5, 2, resume=resume, keep=lambda make: points.append(make()),
                        judge=lambda net: {"first": float(next(net.parameters()).detach().sum())})
     return list(net.state_dict().values()), fitted, points
 
@@ -306,7 +306,7 @@ def test_a_gpu_sees_the_same_batches_and_learns() -> None:
         torch.testing.assert_close(x, x2.cpu())
         assert torch.equal(y, y2.cpu())
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 2))
-    train.fit(net, there, replace(FULL, epochs=8), augment, 0, keep=lambda point: point.to_bytes())
+    train.fit(net, there, replace(FULL, epochs=8), augment, 0, keep=lambda make: make().to_bytes())
     assert train.error(net, there, fast=True) < 0.1
 
 

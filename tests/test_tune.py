@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,8 @@ from nasopt.pipeline.folder import Folder
 from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.setup import Config, Setup, prepare
 from nasopt.run.storage import Sqlite
-from nasopt.tasks.data import load
-from nasopt.trial import Objective
+from nasopt.tasks.data import Dataset, load
+from nasopt.trial import Constraint, Objective
 
 AIMS = (Objective("error"), Objective("params"))
 
@@ -40,7 +41,7 @@ def run(setup: Setup, tmp_path: Path) -> Path:
     folder = Folder(tmp_path / "run")
     folder.path.mkdir()
     storage = Sqlite(folder.study)
-    job._begin(storage, setup, Sampled([], [], []), None)
+    job._begin(storage, setup, Sampled([], [], []), None, time.perf_counter())
     storage.close()
     folder.save_split(setup.split)
     folder.write_json("results.json", {"front": [], "dominated": [], "designed": [
@@ -134,6 +135,19 @@ def test_every_hyper_parameter_changes_the_training(setup: Setup) -> None:
         assert other != default[name]
         assert not torch.equal(weights(default | {name: other}), before), name
     assert torch.equal(weights(default), before)
+
+
+def test_a_mirrored_network_learns_from_mirror_images_and_is_judged_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).integers(0, 255, (60, 16, 16, 3)).astype(np.uint8)
+    data = Dataset(x, np.arange(60) % 3, ("a", "b", "c"), "NHWC", "noise", {})
+    plain, mirrored = (prepare(Config("noise", objectives=AIMS, mirror=m), data) for m in (False, True))
+    assert tune.ranges(plain, 4.0)["flip"].choices == (False, True)  # type: ignore[attr-defined]
+    assert tune.ranges(mirrored, 4.0)["flip"].choices == (True,)  # type: ignore[attr-defined]
+    judged = list[nn.Module]()
+    monkeypatch.setattr(tune, "error", lambda net, *rest, **more: judged.append(net) or 0.5)
+    build = lambda: nn.Sequential(nn.Conv2d(3, 3, 16), nn.Flatten())  # noqa: E731
+    tune.Judge(build, mirrored)(tune.untuned(mirrored, 1.0), never)
+    assert judged and all(isinstance(net, train.Mirrored) for net in judged)
 
 
 @pytest.mark.parametrize(("point", "others", "stopped"), [
@@ -243,6 +257,20 @@ def test_the_command_prints_both_test_errors(run: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.usefixtures("linear")
+def test_the_last_trainings_of_a_run_with_a_target_have_both_parts(run: Path, setup: Setup,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    aimed = prepare(Config("digits", objectives=AIMS, target=(Constraint("error", 0.1),)), setup.dataset, parts=setup.split)
+    assert len(aimed.lessons) < len(aimed.rest)
+    monkeypatch.setattr(job, "_restored", lambda *given: aimed)
+    learned = list[int]()
+    fit = train.fit
+    monkeypatch.setattr(final.train, "fit", lambda net, images, *rest, **more: learned.append(len(images))
+                        or fit(net, images, *rest, **more))
+    tuned(run, trials=1)
+    assert learned and set(learned) == {len(aimed.rest)}
+
+
+@pytest.mark.usefixtures("linear")
 def test_the_time_ends_a_tuning(run: Path) -> None:
     """Two seconds are less than the two last trainings take: nothing but the untuned training is tried, and tells alone."""
     found = tuned(run, budget=2.0, trials=None)
@@ -261,7 +289,7 @@ def test_the_networks_of_a_record(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize(("name", "options", "sentence"), [
-    ("small", {}, "unknown network 'small'"),
+    ("small", {}, "fits several networks, small-resnet, small-mobilenetv2-like"),
     ("nonsense", {}, "unknown network 'nonsense'"),
     ("small-r", {"objectives": "error,second"}, "did you mean 'seconds'"),
     ("small-r", {"objectives": "seconds"}, "must hold 'error'"),

@@ -19,7 +19,7 @@ from nasopt.nets import choices, relaxed
 from nasopt.nets.differentiable import DifferentiableSearch, Method
 from nasopt.nets.graphs import pairs_below
 from nasopt.nets.hypergradient import Neumann
-from nasopt.nets.train import Augment, Images, bf16_pays
+from nasopt.nets.train import Augment, Images
 from nasopt.run.storage import Memory
 from nasopt.seed import integer
 from nasopt.space import everything
@@ -87,7 +87,6 @@ def strategy(method: Method = DARTS, slices: int = 12, blobs: Blobs | None = Non
 # ------------------------------------------------------------------------------------------------- it changes nothing
 @pytest.mark.parametrize("name", ["darts1", "idarts", "drnas", "gdas", "pcdarts"])
 def test_a_search_that_is_watched_is_the_same_bit_for_bit(name: str) -> None:
-    bf16_pays()  # draws numbers when it is asked first
     plain, seen = (strategy(RECIPES[name].method, 4, look=look) for look in (0, 2))
     for found in (plain, seen):
         torch.manual_seed(5)
@@ -102,7 +101,6 @@ def test_a_search_that_is_watched_is_the_same_bit_for_bit(name: str) -> None:
 
 
 def test_what_was_watched_is_kept_and_resumed_bit_for_bit() -> None:
-    bf16_pays()
     kept, whole = Memory(), strategy(slices=6, look=2)
     torch.manual_seed(5)
     whole.finish()

@@ -147,7 +147,8 @@ def search(
         metavar="TIME", help="Time for search and training, everything included: 90s, 30m, 1h30m.")] = "200s",
     target: Annotated[list[str] | None, typer.Option(
         metavar="BOUND", help="End as soon as a trained network meets this on validation data, such as 'error<=6%' (several: one "
-                              "network must meet all). All time is for that: no random search, no hand-designed networks beside.",
+                              "network must meet all). All is for that: the search minimises the error to be expected and costs "
+                              "that are bounded here; no random search, no hand-designed networks beside.",
     )] = None,
     trials: Annotated[int | None, typer.Option(
         min=1, metavar="N", help="Search at most this many networks.")] = None,
@@ -212,11 +213,11 @@ def report(run: RunFolder) -> None:
     typer.echo(job.report(run))
 
 
-@app.command(epilog="Example: nasopt export runs/digits 17 --format onnx --to net.onnx")
+@app.command(epilog="Example: nasopt export runs/digits 3fa9 --format onnx --to net.onnx")
 def export(
     run: RunFolder,
-    network: Annotated[str, typer.Argument(metavar="ID", help="A network of the front, as the search's table and the "
-                                                              "report name it.")],
+    network: Annotated[str, typer.Argument(metavar="ID", help="A trained network, as the search's table and the report name it, "
+                                                              "or the beginning of its name.")],
     to: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
     kind: Annotated[Literal["onnx", "torch"], typer.Option(
         "--format", help="onnx (for ONNX Runtime and others) or torch (a program that plain PyTorch loads).")] = "onnx",
@@ -543,7 +544,8 @@ def _progress(quiet: bool) -> bool:
 def _show(run: Run, folder: Path) -> None:
     front = run.front()
     if not front:
-        print(f"no network was found that meets every constraint; see {run.report}", file=sys.stderr)
+        why = "no network was found that meets every constraint" if run.results["dominated"] else "no training succeeded"
+        print(f"{why}; see {run.report}", file=sys.stderr)
         raise typer.Exit(1)
     measured = [m for m in goals.METRICS if any(m.key in entry.metrics for entry in front)]
     table = Table("network", title="Pareto front", title_justify="left")
@@ -556,4 +558,5 @@ def _show(run: Run, folder: Path) -> None:
     if "target" in run.results:
         typer.echo(run.results["target"]["sentence"])
     typer.echo(f"report: {run.report}")
-    typer.echo(f"to export a network: nasopt export {folder} {front[0].id} --format onnx --to net.onnx")
+    form, file = ("onnx", "net.onnx") if "onnx" in front[0].files else ("torch", "net.pt2")
+    typer.echo(f"to export a network: nasopt export {folder} {front[0].id} --format {form} --to {file}")

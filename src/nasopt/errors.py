@@ -1,4 +1,4 @@
-"""What a user can mend (`InputError`), and a failed evaluation that still knows something (`EstimateError`)."""
+"""What a user can mend (`InputError`, `ExportError`), and a failed evaluation that still knows something (`EstimateError`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable, Mapping
 
 class InputError(ValueError):
     """Bad input. The message, one sentence, names it and the remedy; the command line prints it and exits with 2."""
+
+
+class ExportError(InputError):
+    """A network that no file can hold."""
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> InputError:

@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -110,7 +112,7 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
         InputError: anything in the input that cannot work, before anything is written; or, later, a disk that is full or a
             search that finds nothing feasible.
     """
-    folder, display = Folder(Path(out)), Display(log, progress)
+    began, folder, display = time.perf_counter(), Folder(Path(out)), Display(log, progress)
     texts = [objectives] if isinstance(objectives, str) else objectives
     aims = tuple(o for t in texts for o in (goals.parse_objectives(t) if isinstance(t, str) else (t,)))
     limits = [constraints] if isinstance(constraints, str) else constraints
@@ -121,7 +123,7 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
     wanted = [target] if isinstance(target, str | Constraint) else target
     ends = tuple(goals.parse_constraint(c, "target") if isinstance(c, str) else c for c in wanted)
     config = Config(source, "own" if net is not None else space, aims, bars, seconds, trials, strategy, seed, networks,
-                    min_gain=least, target=ends, device=device, mirror=mirror)
+                    min_gain=least, target=ends, device=device, mirror=mirror, given=isinstance(data, Dataset))
     check_config(config)
     folder.refuse_existing()
     setup = prepare(config, data if isinstance(data, Dataset) else load(data), net)
@@ -131,24 +133,32 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
     with folder.created():
         storage = Sqlite(folder.study)
         try:
-            _begin(storage, setup, sampled, plan)
+            _begin(storage, setup, sampled, plan, began)
             folder.save_split(setup.split)
         finally:
             storage.close()
     return _continue(Sqlite(folder.study), setup, folder, display)
 
 
-def _begin(storage: Sqlite, setup: Setup, sampled: Sampled, plan: Plan | None) -> None:
-    """Stores what a resume needs; the configuration last, as the sign that all of it is there."""
+def _begin(storage: Sqlite, setup: Setup, sampled: Sampled, plan: Plan | None, began: float) -> None:
+    """Stores what a resume needs; the configuration last, as the sign that all of it is there. What was done since the time
+    ``began`` counts, that of a gradient strategy's plan as search."""
     ledger = Ledger(storage)
     ledger.store("started", datetime.now(UTC).isoformat(timespec="seconds"))
+    ledger.store("origin", origin())
     ledger.store("survey", asdict(sampled))
     ledger.store("data", fingerprint(setup.dataset))
     if plan is not None:
         ledger.store("plan", asdict(plan))
         ledger.charge("search", plan.measured)
     storage.put("initial.weights", weights_to_bytes(setup.net))
+    ledger.charge("preparation", time.perf_counter() - began - (0.0 if plan is None else plan.measured))
     ledger.store("config", setup.config.to_json())
+
+
+def origin() -> dict[str, Any]:
+    """Where and with what a run is made."""
+    return {"machine": machine(), "versions": versions()}
 
 
 def _continue(storage: Sqlite, setup: Setup, folder: Folder, display: Display) -> Run:
@@ -187,6 +197,8 @@ def _restored(storage: Sqlite, folder: Folder, data: Dataset | None, net: nn.Mod
     if config.space == "own" and net is None:
         raise InputError(f"{folder.path} searches a network of your own: give it from Python, as in "
                          "nasopt.resume(path, net=...).")
+    if config.given and data is None:
+        raise InputError(f"{folder.path} was given its data from Python: give it again, as in nasopt.resume(path, data=...).")
     dataset = data or load(config.data)
     if fingerprint(dataset) != ledger.recall("data"):
         raise InputError(f"the data {config.data!r} is not what it was when {folder.path} began: put the old data back, or "
@@ -281,13 +293,18 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
         **({} if relaxed is None else {"relaxed": relaxed}),
         **({} if ending is None else {"target": ending}),
         "trust": {k: v for k, v in trust.items() if k != "sentence" or "value" not in trust},
-        "provenance": {"versions": versions(), "machine": machine(),
-                       "started": phases.ledger.recall("started"),
+        "provenance": {**(phases.ledger.recall("origin") or origin()), "device": device_text(config.device),
+                       "threads": torch.get_num_threads(), "started": phases.ledger.recall("started"),
                        "phases": {p: phases.ledger.seconds(p) for p in phase.PHASES}, "total_seconds": phases.spent(),
                        "peak_memory_mb": {p: peaks for p in phase.PHASES if (peaks := phases.ledger.peaks(p))},
-                       "epochs": max(plan["epochs"]), "bf16": bf16_pays(),
+                       "epochs": max(plan["epochs"]), "bf16": setup.training.device.type != "cpu" or bf16_pays(),
                        "warnings": warnings(phases, front, [*delivered, *baselines], plan)},
     }
+
+
+def device_text(name: str) -> str:
+    """The device where networks were trained: a GPU with its product name."""
+    return name if name == "cpu" else f"{name}, {torch.cuda.get_device_name(name)}"
 
 
 def _violation(setup: Setup, record: Mapping[str, Any]) -> float:
@@ -297,13 +314,14 @@ def _violation(setup: Setup, record: Mapping[str, Any]) -> float:
 
 def progress_of(studies: Mapping[str, Study], times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Hypervolume over time of every search in one fixed frame, that of their joint front on the scale of ratios of each
-    objective; and all trials.
+    objective; and all trials. Where no network had its whole training, those that had the most of it count.
 
     Args:
         times: seconds spent when each trial was complete.
     """
     problem = next(iter(studies.values())).problem
-    values = {name: np.array([_log_values(s, t.metrics) if problem.accepts(t) else [np.inf] * len(problem.objectives)
+    feasible = {name: {t.ask.number for t in s.promoted().feasible()} for name, s in studies.items()}
+    values = {name: np.array([_log_values(s, t.metrics) if t.ask.number in feasible[name] else [np.inf] * len(problem.objectives)
                               for t in s.trials]).reshape(-1, len(problem.objectives)) for name, s in studies.items()}
     reference = reference_point(*bounds(np.concatenate(list(values.values()))))
     curves = {name: {"seconds": list(times[name]), "evaluations": list(range(1, len(s.trials) + 1)),
@@ -344,6 +362,9 @@ def warnings(phases: Phases, front: Sequence[Mapping[str, Any]], records: Sequen
     setup, out = phases.setup, []
     if not has_onnx():
         out.append("ONNX is not installed: no ONNX files were written (pip install 'nasopt[onnx]').")
+    if phases.ledger.recall("origin") not in (None, origin()):
+        out.append("The run was continued on another machine or with other versions than those named: its latencies and times "
+                   "are of both.")
     if phases.spent() > 1.2 * setup.config.seconds:
         out.append(f"The run took {phases.spent():.0f} s instead of {setup.config.seconds:.0f} s.")
     if plan["dear"]:
@@ -355,28 +376,33 @@ def warnings(phases: Phases, front: Sequence[Mapping[str, Any]], records: Sequen
     out += [f"The training of {r['id']} failed: {r['failed']}." for r in records if "failed" in r]
     broken = [r["id"] for r in records if "predicted" in r and "metrics" in r and _violation(setup, r) > 0]
     if broken:
-        out.append(f"{', '.join(broken)} met the constraints in the search but not after training: kept off the front.")
+        out.append(f"{', '.join(broken)} broke a constraint after training: kept off the front.")
     out.append("The front is judged by the test error, which flatters its most accurate member a little.")
-    if len(records) > 2 and not setup.config.target:
+    if sum("predicted" in r and "metrics" in r for r in records) > 1 and not setup.config.target:
         out.append("The hypervolume compares several found networks with two hand-designed ones.")
-    if len(front) < 3:
-        out.append(f"Only {len(front)} networks are on the front: give more time.")
+    if len(front) < 3 and not setup.config.target:
+        out.append(f"Only {len(front)} network{' is' if len(front) == 1 else 's are'} on the front: give more time.")
     return out
 
 
 def command(config: Config, out: Path) -> str:
-    """The command line that repeats the run; of a network of the user's own, the call."""
-    if config.space == "own":
-        return f"nasopt.search({config.data!r}, net=..., budget={config.seconds:g}, seed={config.seed}, out={str(out)!r})"
-    words = ["nasopt", "search", "--data", config.data, "--space", config.space, "--objectives",
-             ",".join(o.name for o in config.objectives), "--budget", f"{config.seconds:g}s", "--strategy", config.strategy,
-             "--networks", f"{config.networks}", "--seed", f"{config.seed}", "--out", str(out)]
-    words += [w for c in config.constraints for w in ("--constraint", f"{c.name}<={c.upper:g}{c.unit}")]
-    words += [w for c in config.target for w in ("--target", f"{c.name}<={c.upper:g}{c.unit}")]
-    words += [] if config.device == "cpu" else ["--device", config.device]
-    words += ["--mirror"] if config.mirror else []
-    words += [] if config.min_gain is None else ["--min-gain", f"{config.min_gain:g}"]
-    return shlex.join(words + (["--trials", f"{config.trials}"] if config.trials else []))
+    """The command line that repeats the run; of a network or data of the user's own, the call."""
+    bounds, ends = ([f"{c.name}<={c.upper!r}{c.unit}" for c in of] for of in (config.constraints, config.target))
+    own = config.space == "own"
+    options = {"space": None if own else config.space, "objectives": ",".join(o.name for o in config.objectives),
+               "constraint": bounds, "budget": f"{config.seconds:.10g}s", "target": ends, "trials": config.trials,
+               "networks": config.networks, "strategy": config.strategy, "min_gain": config.min_gain, "device": config.device,
+               "mirror": config.mirror, "seed": config.seed, "out": str(out)}
+    said = {name: value for name, value in options.items() if value is not None and value is not False and value != []}
+    if own or config.given:
+        said = {"constraints" if name == "constraint" else name: value for name, value in said.items()}
+        head = ["..." if config.given else repr(config.data), *(["net=..."] if own else [])]
+        return f"nasopt.search({', '.join([*head, *(f'{name}={value!r}' for name, value in said.items())])})"
+    words = ["nasopt", "search", "--data", config.data]
+    for name, value in said.items():
+        for each in value if isinstance(value, list) else [value]:
+            words += [f"--{name.replace('_', '-')}", *([] if each is True else [str(each)])]
+    return shlex.join(words)
 
 
 # ------------------------------------------------------------------------------------------------------------ afterwards
@@ -439,7 +465,9 @@ def _trained(folder: Folder, name: str) -> dict[str, Any]:
     records = folder.read_json("results.json")
     known: dict[str, dict[str, Any]] = {r["id"]: r for group in ("front", "dominated", "designed") for r in records[group]}
     matches = [name] if name in known else [i for i in known if i.startswith(name)]
-    if not name or len(matches) != 1:
+    if name and len(matches) > 1:
+        raise InputError(f"the name {name!r} fits several networks, {', '.join(matches)}: give all of one.")
+    if not name or not matches:
         raise unknown("network", name, known)
     return known[matches[0]]
 
@@ -474,5 +502,5 @@ def tune(out: str | Path, name: str, *, budget: float | str = "5m", trials: int 
     record = _trained(folder, name)
     with closing(Sqlite(folder.study, readonly=True)) as storage:
         setup = _restored(storage, folder, data, net)
-    setup = replace(setup, config=replace(setup.config, target=()))  # a tuning has none: it ends with training on both parts
+    setup = replace(setup, config=replace(setup.config, target=()), lessons=setup.rest)  # a tuning ends with both parts
     return tuning.tune(setup, record, folder, names, seconds, trials, Display(log, progress))

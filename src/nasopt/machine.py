@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -31,14 +32,16 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def forget_peak_memory() -> None:
     """Lets `peak_memory_mb` begin anew, where the system can: on Linux."""
-    if CLEAR.exists():
-        CLEAR.write_text("5")
+    with suppress(OSError):
+        if CLEAR.exists():
+            CLEAR.write_text("5")
 
 
 def peak_memory_mb() -> float:
     """The most memory that this process had resident, in MB (1e6 bytes), since `forget_peak_memory` or since it began."""
-    if STATUS.exists():
-        return next(1.024e-3 * float(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    for line in STATUS.read_text().splitlines() if STATUS.exists() else []:
+        if line.startswith("VmHWM:"):
+            return 1.024e-3 * float(line.split()[1])
     import resource  # Unix only
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)

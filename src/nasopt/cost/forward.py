@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from nasopt.errors import InputError
+from nasopt.errors import ExportError, InputError
 
 
 def frozen(net: nn.Module) -> nn.Module:
@@ -62,7 +62,7 @@ def capture(net: nn.Module, example: Tensor) -> ExportedProgram:
     """The network as one graph for a batch of any size: evaluation mode, weights in 32 bits, contiguous.
 
     Raises:
-        InputError: it cannot be exported so, for example because its Python code depends on the values of a tensor.
+        ExportError: it cannot be exported so, for example because its Python code depends on the values of a tensor.
     """
     twin = frozen(net).float()
     for tensor in (*twin.parameters(), *twin.buffers()):
@@ -73,7 +73,7 @@ def capture(net: nn.Module, example: Tensor) -> ExportedProgram:
             return torch.export.export(twin, (rows,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
     except Exception as error:  # whatever the network's own code raises
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"the network cannot be exported for a batch of any size: {reason}") from error
+        raise ExportError(f"the network cannot be exported for a batch of any size: {reason}") from error
 
 
 @contextmanager

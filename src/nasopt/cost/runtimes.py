@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from nasopt.cost.forward import batch_of, capture, quiet
-from nasopt.errors import InputError
+from nasopt.errors import ExportError, InputError, one_line
 
 try:
     import onnx
@@ -30,17 +30,19 @@ def onnx_bytes(model: nn.Module | ExportedProgram, example: Tensor) -> bytes:
         example: an input, batch first.
 
     Raises:
-        InputError: the module cannot be exported for a batch of any size.
-        onnx.checker.ValidationError: the exporter made a file that breaks the ONNX specification.
+        ExportError: the module cannot be exported for a batch of any size, or the file breaks the ONNX specification.
     """
     program = capture(model, example) if isinstance(model, nn.Module) else model
-    with quiet():
-        made = torch.onnx.export(program, (batch_of(example, 2),), dynamo=True, verbose=False, external_data=False,
-                                 input_names=["input"], output_names=["logits"], dynamic_shapes=({0: "batch"},))
-    if made is None:
-        raise RuntimeError("torch.onnx.export returned no program.")
-    proto = made.model_proto
-    onnx.checker.check_model(proto, full_check=True)
+    try:
+        with quiet():
+            made = torch.onnx.export(program, (batch_of(example, 2),), dynamo=True, verbose=False, external_data=False,
+                                     input_names=["input"], output_names=["logits"], dynamic_shapes=({0: "batch"},))
+        if made is None:
+            raise RuntimeError("torch.onnx.export returned no program.")
+        proto = made.model_proto
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as problem:  # the exporter's errors share no base
+        raise ExportError(f"the network cannot be exported to ONNX: {one_line(problem)}; replace that operation.") from problem
     return bytes(proto.SerializeToString())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -28,28 +28,35 @@ class Costs:
         return {name: value for model in self.models for name, value in model(alone, self.example).items()}
 
 
+def as_it_is(net: nn.Module) -> nn.Module:
+    """A network that is judged as it was trained."""
+    return net
+
+
 @dataclass(frozen=True)
 class OneShot:
     """Validation error of the sub-network with the supernet's weights, batch normalisation recalibrated.
 
-    Returns ``error``, a fraction.
+    ``delivered`` makes of it what is judged, such as `nasopt.nets.train.Mirrored`. Returns ``error``, a fraction.
     """
 
     net: nn.Module
     training: train.Images
     validation: train.Images
     calibration: int = 1024
+    delivered: Callable[[nn.Module], nn.Module] = as_it_is
 
     def __call__(self, ask: Ask) -> Metrics:
         alone = supernet.inherit(self.net, ask.arch, self.training, self.calibration)
-        return {"error": train.error(alone, self.validation, fast=True)}
+        return {"error": train.error(self.delivered(alone).eval(), self.validation, fast=True)}
 
 
 @dataclass(frozen=True)
 class StandAlone:
     """Validation error after a training of its own, of ``recipe.epochs`` times the ask's fidelity.
 
-    ``source`` is the network with choices with whose weights every candidate starts.
+    ``source`` is the network with choices with whose weights every candidate starts; ``delivered`` makes of it what is judged,
+    such as `nasopt.nets.train.Mirrored`; ``tell`` hears when a GPU's memory is too small for a batch.
     Returns ``error``, a fraction, and ``training_seconds``.
     """
 
@@ -58,9 +65,12 @@ class StandAlone:
     validation: train.Images
     recipe: train.Recipe
     augment: train.Augment
+    delivered: Callable[[nn.Module], nn.Module] = as_it_is
+    tell: Callable[[str], None] | None = None
 
     def __call__(self, ask: Ask) -> Metrics:
         alone = choices.extract(self.source, ask.arch)
         recipe = self.recipe.scaled(ask.fidelity)
-        fitted = train.fit(alone, self.training, recipe, self.augment, ask.seed, ask.number)
-        return {"error": train.error(alone, self.validation, fast=True), "training_seconds": fitted.seconds}
+        fitted = train.fit(alone, self.training, recipe, self.augment, ask.seed, ask.number, tell=self.tell)
+        judged = self.delivered(alone).eval()
+        return {"error": train.error(judged, self.validation, fast=True), "training_seconds": fitted.seconds}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +26,11 @@ class Depthwise(TorchFunctionMode):
         if func is functional.conv2d:
             return _conv2d(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def depthwise(device: torch.device) -> AbstractContextManager[object]:
+    """`Depthwise` where it is needed: on a CPU."""
+    return Depthwise() if device.type == "cpu" else nullcontext()
 
 
 def _conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,

@@ -74,7 +74,8 @@ def export_torch(model: nn.Module | ExportedProgram, example: Tensor, path: Path
         path: the file, replaced at once or not at all.
 
     Raises:
-        InputError: the model cannot be exported, or the file cannot be written.
+        ExportError: the model cannot be exported.
+        InputError: the file cannot be written.
     """
     program = capture(model, example) if isinstance(model, nn.Module) else model
     content = io.BytesIO()

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from nasopt import seed as seeds
 from nasopt.nets import choices
-from nasopt.nets.depthwise import Depthwise
+from nasopt.nets.depthwise import depthwise
 from nasopt.nets.train import (
     Augment,
     Fitted,
@@ -83,7 +83,7 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, steps: i
         archs = sandwich(space, random, seed, step)
         for arch in archs:
             choices.activate(net, arch)
-            with autocast(device=data.device), Depthwise():
+            with autocast(device=data.device), depthwise(data.device):
                 loss = functional.cross_entropy(net(x).float(), y, label_smoothing=recipe.smoothing) / len(archs)
             if loss.requires_grad:
                 loss.backward()

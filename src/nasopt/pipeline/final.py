@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ LARGEST_SHARE, DESIGNED_SHARE = 0.6, 0.2
 
 MARGIN = 0.05
 """Share by which two measurements of one latency may well differ."""
+
+TIMED = {"cpu": (1, 5), "cuda": (20, 40)}
+"""Steps before those that are timed, and those: a GPU first loads its kernels, and clocks up."""
 
 EXPORT_SECONDS = 4.0
 """What exporting and measuring one network takes, roughly."""
@@ -100,22 +104,33 @@ def spread(values: NDArray[np.float64], chosen: Sequence[int], n: int) -> list[i
 
 
 def epoch_seconds(net: nn.Module, data: train.Images, recipe: train.Recipe, augment: train.Augment) -> float:
-    """How long one epoch takes, the median of five steps after a first one. Trains ``net``: give a copy."""
+    """How long one epoch takes: the median of some steps, or on a GPU, which works on several at once, their mean, after others
+    that are left out (`TIMED`). Trains ``net``: give a copy."""
     times: list[float] = []
+    gpu = data.device.type == "cuda"
+    first, count = TIMED["cuda" if gpu else "cpu"]
 
     def tick(done: int, total: int) -> None:
-        if data.device.type == "cuda":
+        if gpu and done in (first, total):
             torch.cuda.synchronize(data.device)
         times.append(time.perf_counter())
 
     steps = train.steps_of(data, recipe.scaled(1 / recipe.epochs))
-    train.fit(net, data, recipe.scaled(6 / (steps * recipe.epochs)), augment, 0, watch=tick)
-    return steps * float(np.median(np.diff(times))) if len(times) > 1 else 0.1
+    train.fit(net, data, recipe.scaled((first + count) / (steps * recipe.epochs)), augment, 0, watch=tick)
+    spans = np.diff(times[first - 1:])
+    return steps * float(np.mean(spans) if gpu else np.median(spans)) if len(spans) else 0.1
 
 
-def epoch_of(setup: Setup, arch: Arch) -> float:
-    """How long one epoch of the final training of an architecture takes, from a few steps."""
-    return epoch_seconds(choices.extract(setup.net, arch), setup.lessons, train.Recipe(), setup.augment)
+def epoch_of(setup: Setup, arch: Arch, recipe: train.Recipe | None = None, data: train.Images | None = None) -> float:
+    """How long one epoch of the final training of an architecture takes, or of another training, from a few steps."""
+    images = setup.lessons if data is None else data
+    return epoch_seconds(choices.extract(setup.net, arch), images, recipe or train.Recipe(), setup.augment)
+
+
+def wilson(wrong: int, n: int) -> list[float]:
+    """The 95 % interval of a share by Wilson (J. Am. Stat. Assoc. 1927): [low, high]."""
+    low, high = stats.binomtest(wrong, n).proportion_ci(0.95, "wilson")
+    return [float(low), float(high)]
 
 
 def dearest(seconds: float, epochs: float) -> float:
@@ -153,10 +168,12 @@ class Delivery:
 
     Attributes:
         recipe: the same for every network of a run but for the epochs.
+        tell: takes a sentence if a GPU's memory is too small for a batch.
     """
 
     setup: Setup
     recipe: train.Recipe
+    tell: Callable[[str], None] | None = None
 
     def __call__(self, net: nn.Module, number: int, epochs: float, folder: Path, watch: Callable[[int, int], None],
                  kept: Kept) -> dict[str, Any]:
@@ -166,23 +183,26 @@ class Delivery:
         The network learns from the training and the validation part, so that there is no validation error any more; with a
         target from the images that do not judge, and ``error`` is the validation error.
         ``test_error`` is counted on the exported ONNX file (or the ``torch.export`` file if ONNX is not installed), on the
-        images exactly as the user has them. Its interval is Wilson's, 95 %.
+        images exactly as the user has them. The intervals of errors are Wilson's, 95 %.
         """
         setup = self.setup
         recipe = replace(self.recipe, epochs=epochs)
         fitted = train.fit(net, setup.lessons, recipe, setup.augment, setup.config.seed, number, watch,
-                           resume=kept.recall(), keep=kept.keep, judge=self.judged if setup.config.target else None)
+                           resume=kept.recall(), keep=kept.keep, tell=self.tell,
+                           judge=self.judged if setup.config.target else None)
         net = setup.delivered(net).eval()
-        metrics = {"error": train.error(net, setup.validation)} if setup.config.target else dict[str, float]()
+        metrics, intervals = dict[str, float](), dict[str, list[float]]()
+        if setup.config.target:
+            metrics["error"] = train.error(net, setup.validation)
+            intervals["error"] = wilson(round(metrics["error"] * len(setup.validation)), len(setup.validation))
         net.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for model in (Count(), Memory()):
             metrics.update(model(net, setup.example))
         files = self.export(net, folder)
         wrong, n = self.mistakes(folder, files)
-        metrics["test_error"] = wrong / n
-        low, high = stats.binomtest(wrong, n).proportion_ci(0.95, "wilson")
+        metrics["test_error"], intervals["test_error"] = wrong / n, wilson(wrong, n)
         return {"metrics": metrics, "files": files, "epochs": epochs, "training_seconds": fitted.seconds,
-                "curve": [dict(point) for point in fitted.curve], "intervals": {"test_error": [float(low), float(high)]}}
+                "curve": [dict(point) for point in fitted.curve], "intervals": intervals}
 
     def judged(self, net: nn.Module) -> dict[str, float]:
         """What a learning curve tells of a network that is not ready."""
@@ -204,7 +224,7 @@ class Delivery:
     def mistakes(self, folder: Path, files: Mapping[str, str]) -> tuple[int, int]:
         """Wrong answers on the test part, and its size: the one place where the test part is used."""
         dataset, test = self.setup.dataset, self.setup.split.test
-        read = onnx_logits if "onnx" in files else torch_logits
+        read = partial(onnx_logits, threads=torch.get_num_threads()) if "onnx" in files else torch_logits
         logits = read(folder / Path(files.get("onnx", files["torch"])).name, dataset.x[test])
         return int((logits.argmax(axis=1) != dataset.y[test]).sum()), len(test)
 

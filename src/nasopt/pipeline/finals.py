@@ -13,12 +13,13 @@ from torch import nn
 
 from nasopt import space as spaces
 from nasopt.cost.clock import Latency
-from nasopt.errors import InputError, one_line
+from nasopt.errors import ExportError, InputError, one_line
 from nasopt.nets import choices, train
 from nasopt.pipeline import final, target
 from nasopt.pipeline.kept import Kept
 from nasopt.pipeline.parts import Parts
 from nasopt.pipeline.progress import Watch
+from nasopt.pipeline.setup import EXPECTED
 from nasopt.trial import Metrics, Study, Trial
 
 
@@ -42,9 +43,8 @@ class Finals(Parts):
 
     def _choose(self, study: Study, spent: float) -> dict[str, Any]:
         setup = self.setup
-        if not study.feasible():
-            study = study.promoted()
-        found = study.feasible() if target.aims(setup.config) else study.front()
+        study = study.promoted()
+        found = study.feasible() if setup.config.aims_at_target else study.front()
         if not found:
             raise InputError(nothing_found(study))
         seconds = max(setup.config.seconds - spent, 0.2 * setup.config.seconds)
@@ -76,9 +76,9 @@ class Finals(Parts):
         config = self.setup.config
         chosen = target.ordered(found, config.target)[:config.networks]
         epoch, share = [final.epoch_of(self.setup, t.ask.arch) for t in chosen], 0.0
-        if target.aims(config):
-            most = seconds / epoch[0]
-            share = target.needed(chosen[0].metrics[target.EXPECTED], min(final.MAX_EPOCHS, most), config.target) / most
+        if config.aims_at_target:
+            best = chosen[0].metrics
+            share = target.needed(best[EXPECTED], best[target.EPOCHS], config.target) * epoch[0] / seconds
         plan = target.trainings(epoch, seconds, share)
         return {"numbers": [chosen[k].ask.number for k, _ in plan], "epochs": [n for _, n in plan], "dear": []}
 
@@ -103,7 +103,7 @@ class Finals(Parts):
         config, problem = self.setup.config, self.setup.problem
         orders = [self._found(t, sum(u is t for u in trials[:k])) for k, t in enumerate(trials)]
         orders += [] if config.target else [self._designed(name) for name in final.designed(self.setup)]
-        delivery, records = final.Delivery(self.setup, train.Recipe()), []
+        delivery, records = final.Delivery(self.setup, train.Recipe(), self.display.log), []
         with self.display.phase("final training") as watch:
             for number, (order, length) in enumerate(zip(orders, epochs, strict=True)):
                 tick = partial(_within, watch, number, len(orders), order.id)
@@ -130,9 +130,9 @@ class Finals(Parts):
             timed.append(dict(record))
             if "metrics" in record:
                 found = times[record["id"]]
-                middle, half = found["latency_ms"], found["latency_iqr_ms"] / 2
-                timed[-1] |= {"metrics": {**record["metrics"], **found},
-                              "intervals": {**record["intervals"], "latency_ms": [middle - half, middle + half]}}
+                spreads = {f"{name}_ms": _around(found[f"{name}_ms"], found[f"{name}_iqr_ms"])
+                           for name in ("latency", "latency_onnx") if f"{name}_ms" in found}
+                timed[-1] |= {"metrics": {**record["metrics"], **found}, "intervals": {**record["intervals"], **spreads}}
         return timed
 
     def _found(self, trial: Trial, before: int) -> Order:
@@ -154,7 +154,7 @@ class Finals(Parts):
             folder.mkdir(parents=True)
         try:
             found = delivery(order.build(), number, epochs, folder, watch, kept)
-        except (FloatingPointError, MemoryError) as problem:
+        except (ExportError, FloatingPointError, MemoryError) as problem:
             found = {"failed": one_line(problem)}
         return {"id": order.id, **order.about, **found}
 
@@ -166,6 +166,10 @@ class Order:
     id: str
     about: dict[str, Any]
     build: Callable[[], nn.Module]
+
+
+def _around(middle: float, iqr: float) -> list[float]:
+    return [middle - iqr / 2, middle + iqr / 2]
 
 
 def _within(watch: Watch, number: int, count: int, note: str, done: int, total: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nasopt.nets.checkpoint import Checkpoint
@@ -25,10 +26,10 @@ class Kept:
         blob = self.storage.get(self.name)
         return Checkpoint.from_bytes(blob) if blob else None
 
-    def keep(self, point: Checkpoint) -> None:
-        """Stores it in place of the last one, unless that was less than `EVERY` seconds ago."""
+    def keep(self, make: Callable[[], Checkpoint]) -> None:
+        """Makes one and stores it in place of the last one, unless that was less than `EVERY` seconds ago."""
         if time.perf_counter() - self._last >= EVERY:
-            self.storage.put(self.name, point.to_bytes())
+            self.storage.put(self.name, make().to_bytes())
             self._last = time.perf_counter()
 
     def forget(self) -> None:

@@ -43,7 +43,7 @@ SHARES: Mapping[str, float] = {"supernet": 0.10, "trust": 0.04, "warm start": 0.
 """Share of the time budget of every phase before the final trainings, which take the rest. Random search has as much as the
 warm start and the search together."""
 
-PHASES = (*SHARES, "final training")
+PHASES = ("preparation", *SHARES, "final training")
 
 MIN_PASSES = 5.0
 """Passes over the training part below which shared weights are not trained at all: each step trains four networks, and what
@@ -51,6 +51,9 @@ it moves one network by, it moves the others from."""
 
 PROBES = ((3, MIN_PASSES / 4), (12, MIN_PASSES))
 """Steps of the supernet that are timed, and the passes that they must promise: where far too few fit, three steps show it."""
+
+COLD_STEPS = 20
+"""Steps of the supernet before those on a GPU, which loads and chooses its kernels when it meets them."""
 
 CANDIDATES = 32
 """Random networks whose training alone, briefly, would fill a search's share of the time."""
@@ -129,6 +132,8 @@ class Phases(Parts):
         recipe = train.Recipe(batch=128, lr=0.3, momentum=0.9, warmup=0.1)
         net = copy.deepcopy(setup.net)
         try:
+            if setup.training.device.type == "cuda":
+                supernet.fit(copy.deepcopy(setup.net), setup.training, recipe, setup.augment, COLD_STEPS, setup.config.seed)
             for tried, needed in PROBES:
                 ticks: list[float] = []
                 supernet.fit(copy.deepcopy(setup.net), setup.training, recipe, setup.augment, tried, setup.config.seed,
@@ -140,8 +145,8 @@ class Phases(Parts):
             with self.display.phase("supernet") as watch:
                 fitted = supernet.fit(net, setup.training, recipe, setup.augment, steps, setup.config.seed,
                                       watch=watch)
-        except FloatingPointError as problem:
-            return {"error": str(problem)}
+        except (FloatingPointError, torch.OutOfMemoryError) as problem:
+            return {"error": one_line(problem)}
         self.storage.put("supernet.weights", weights_to_bytes(net))
         return {"steps": steps, "passes": passes, "loss": fitted.loss}
 
@@ -157,7 +162,7 @@ class Phases(Parts):
 
     def one_shot(self) -> OneShot:
         """Judges by shared weights."""
-        return OneShot(self.shared, self.setup.training, self.setup.validation)
+        return OneShot(self.shared, self.setup.training, self.setup.validation, delivered=self.setup.delivered)
 
     # -------------------------------------------------------------------------------------------------------------- trust
     def witnesses(self) -> list[Arch]:
@@ -166,21 +171,23 @@ class Phases(Parts):
 
     def low_fidelity(self) -> train.Recipe:
         """A recipe so short that `CANDIDATES` trainings of a random network that is not too dear fit into a search's share of the
-        time, but of `MIN_BRIEF` steps at least."""
+        time, but of `MIN_BRIEF` steps at least. The ledger also knows how many times as long an epoch of a final training is."""
         recipe = train.Recipe(epochs=1.0, batch=SMALL_BATCH)
 
         def plan() -> dict[str, float]:
-            per_epoch = float(np.mean([final.epoch_of(self.setup, a) for a in self.trainable()[1]]))
-            least = MIN_BRIEF / train.steps_of(self.setup.training, recipe)
+            s, archs = self.setup, self.trainable()[1]
+            brief = sum(final.epoch_of(s, a, recipe, s.training) for a in archs)
+            per_epoch, last = brief / len(archs), sum(final.epoch_of(s, a) for a in archs)
+            least = MIN_BRIEF / train.steps_of(s.training, recipe)
             epochs = min(final.MAX_EPOCHS / 4, max(least, self.seconds("search") / CANDIDATES / per_epoch))
-            return {"epochs": epochs, "seconds": epochs * per_epoch}
+            return {"epochs": epochs, "seconds": epochs * per_epoch, "final": last / brief}
 
         return recipe.scaled(self.ledger.remember("low fidelity", plan)["epochs"])
 
     def alone(self, source: nn.Module) -> StandAlone:
         """Judges by a short training of its own, from the weights of a network with choices."""
         s = self.setup
-        return StandAlone(source, s.training, s.validation, self.low_fidelity(), s.augment)
+        return StandAlone(source, s.training, s.validation, self.low_fidelity(), s.augment, s.delivered, self.display.log)
 
     def trust(self) -> dict[str, Any]:
         """Trains the witnesses alone and compares the two orders."""
@@ -248,16 +255,16 @@ class Phases(Parts):
     @cached_property
     def steps(self) -> Layers:
         """Rough times of training steps."""
-        return warm.step_table()
+        return warm.step_table(self.setup.training.device)
 
     @cached_property
     def problem(self) -> Problem:
-        """What is searched for; with a target `target.aim`. Where candidates are trained, `trainable` is one of the
-        constraints."""
-        problem, config = self.setup.problem, self.setup.config
+        """What is searched for. Where candidates are trained, `trainable` is one of the constraints; a bound on the error is
+        none, since it is meant for networks that have learned all they can."""
+        problem = self.setup.problem
         more = [self.trainable()[0]] if self.trust()["fallback"] else []
-        aimed = target.aim(problem, config.target) if target.aims(config) else problem
-        return replace(aimed, constraints=(*problem.constraints, *more))
+        bounds = [c for c in problem.constraints if c.name != "error"]
+        return replace(problem, objectives=self.setup.config.searched, constraints=(*bounds, *more))
 
     def trainable(self) -> tuple[Constraint, list[Arch]]:
         """That an architecture can be trained in the end for `final.LEAST_EPOCHS`, and the witnesses that can. The bound is so
@@ -277,8 +284,8 @@ class Phases(Parts):
     def estimator(self) -> Estimator:
         """Costs first, then the error, by shared weights if they are to be trusted; what is too dear is not trained."""
         setup, brief = self.setup, self.trust()["fallback"]
-        aims = target.aims(setup.config)
-        models = setup.of_delivered(setup.cost_models())
+        aims = setup.config.aims_at_target
+        models = setup.of_delivered(replace(setup, problem=self.problem).cost_models())
         costs = Costs(setup.net, [self.steps, *models] if brief or aims else models, setup.example)
         judge: Estimator
         if not brief:
@@ -295,7 +302,7 @@ class Phases(Parts):
         known = self._dearest()
         if "training_seconds" in metrics:
             brief = ask.fidelity * self.low_fidelity().epochs
-            epoch = metrics["training_seconds"] / brief
+            epoch = metrics["training_seconds"] / brief * self.ledger.recall("low fidelity")["final"]
         else:
             brief, epoch = self.supernet()["passes"], metrics["step_ms"] / known["rate"]
         return brief, min(final.MAX_EPOCHS, known["seconds"] / epoch)
@@ -342,7 +349,7 @@ class Phases(Parts):
         config, problem = self.setup.config, self.problem
         rules: list[Callable[[Sequence[Trial]], str]] = [Reached(problem, config.target)] if config.target else []
         rules += [] if config.min_gain is None else [SmallGain(problem, config.min_gain, config.seed)]
-        if target.aims(config) and len(problem.objectives) == 1:
+        if config.aims_at_target and len(problem.objectives) == 1:
             rules.append(target.Dearer(problem, self._dearest()["seconds"] + self.seconds("search"), config.seed))
         return next((why for rule in rules if (why := rule(trials))), "")
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from nasopt import goals
 from nasopt import seed as seeds
@@ -33,6 +32,9 @@ from nasopt.strategies import catalogue
 from nasopt.tasks.data import Dataset, Split, normalisation, split
 from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem
 
+EXPECTED = "expected_error"
+"""The metric that stands for the error in the search of a run with a target."""
+
 VALIDATION = 5000
 """Images of the validation part that a candidate is judged on, at most."""
 
@@ -52,6 +54,7 @@ class Config:
         target: bounds; once a trained network meets all of them the run ends.
         device: where networks are trained (`nasopt.nets.train.device_of`); costs are measured on the CPU.
         mirror: networks are delivered as `nasopt.nets.train.Mirrored`, and all costs but those of training are theirs.
+        given: the data set was given from Python; ``data`` is its name.
     """
 
     data: str
@@ -68,6 +71,18 @@ class Config:
     target: tuple[Constraint, ...] = ()
     device: str = "cpu"
     mirror: bool = False
+    given: bool = False
+
+    @property
+    def aims_at_target(self) -> bool:
+        """Whether the search serves a target alone. A front for all preferences is searched for all objectives."""
+        return bool(self.target) and self.strategy != catalogue.PREFERENCE
+
+    @property
+    def searched(self) -> tuple[Objective, ...]:
+        """What the search minimises: the objectives; for a target the expected error, and each cost that the target bounds."""
+        costs = [Objective(c.name, c.unit) for c in self.target if c.name != "error"]
+        return (Objective(EXPECTED), *dict.fromkeys(costs)) if self.aims_at_target else self.objectives
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -169,7 +184,7 @@ def check_config(config: Config) -> None:
         raise InputError(f"the strategy {config.strategy!r} runs on the CPU, not on {config.device!r}: choose another strategy "
                          "or the device cpu.")
     if config.strategy in catalogue.STRATEGIES:
-        catalogue.make(config.strategy, Problem(spaces.Product("", ()), config.objectives), 0)
+        catalogue.make(config.strategy, Problem(spaces.Product("", ()), config.searched), 0)
 
 
 def _cells(shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -253,33 +268,26 @@ def prepare(config: Config, dataset: Dataset, own: nn.Module | None = None, part
 
 
 def _check_output(setup: Setup) -> None:
-    """Trains the smallest and the largest network on two images and exports the first: what cannot work is told now."""
-    classes = len(setup.dataset.classes)
-    for arch in sandwich(setup.problem.space, 0, setup.config.seed, 0)[::-1]:
+    """Trains the smallest and the largest network on two images and exports the smallest: what cannot work is told now."""
+    classes, graph = len(setup.dataset.classes), None
+    for k, arch in enumerate(sandwich(setup.problem.space, 0, setup.config.seed, 0)[::-1]):
         alone = choices.extract(setup.net, arch).train()
         try:
             out = alone(setup.example.repeat(2, 1, 1, 1))
             shape = tuple(out.shape)
             out.sum().backward()
-            graph = capture(alone.eval(), setup.example) if setup.config.space == "own" else None
+            if k == 0 and setup.config.space == "own":
+                graph = capture(alone.eval(), setup.example)
         except Exception as problem:  # a user's module may raise anything
             raise InputError(f"the network fails on images of shape {tuple(setup.example.shape[1:])} with: "
                              f"{one_line(problem)}; mend it.") from problem
         if shape != (2, classes):
             raise InputError(f"the network gives outputs of shape {shape} for 2 images, but the data has {classes} classes: "
                              f"its last layer must give (2, {classes}).")
-        if graph is not None and has_onnx():
-            _check_onnx(graph, setup.example)
-            return
+    if graph is not None and has_onnx():
+        from nasopt.cost.runtimes import onnx_bytes
 
-
-def _check_onnx(graph: ExportedProgram, example: Tensor) -> None:
-    from nasopt.cost.runtimes import onnx_bytes
-
-    try:
-        onnx_bytes(graph, example)
-    except Exception as problem:  # the exporter's errors share no base
-        raise InputError(f"the network cannot be exported to ONNX: {one_line(problem)}; replace that operation.") from problem
+        onnx_bytes(graph, setup.example)
 
 
 def has_onnx() -> bool:

@@ -1,20 +1,19 @@
-"""A run with a target: what it searches for, how its final trainings are planned, when one of them meets it, and what is said in
-the end."""
+"""A run with a target: what error it expects of a network, how its final trainings are planned, when one of them meets it, and
+what is said in the end."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from nasopt import goals
 from nasopt.pipeline.final import EXPORT_SECONDS, LEAST_EPOCHS, MAX_EPOCHS
-from nasopt.pipeline.setup import Config
+from nasopt.pipeline.setup import EXPECTED
 from nasopt.protocols import Estimator
-from nasopt.strategies.catalogue import PREFERENCE
 from nasopt.strategies.stopping import expected_gain, tenth
-from nasopt.trial import Ask, Constraint, Metrics, Objective, Problem, Trial
+from nasopt.trial import Ask, Constraint, Metrics, Problem, Trial
 
 FIRST, GROWTH = 1 / 4, 3
 """Of the time for final trainings, what the first one has at least, and how many times as much each further one has as the one
@@ -25,8 +24,8 @@ AGAIN = 2
 """How many times as many epochs a network learns for when it is trained again, at least. What is expected to need so much that
 there would be no time for that has all of it at once."""
 
-EXPECTED, EPOCHS = "expected_error", "expected_epochs"
-"""The metric that stands for the error in such a run's search, and the epochs after which that is expected."""
+EPOCHS = "expected_epochs"
+"""The epochs after which `EXPECTED` is expected."""
 
 BREAK, EARLY, LATE = 5.0, 0.45, 0.2
 """The learning curve that is expected of every network: a broken power law (Caballero et al., arXiv 2210.14891, eq. 1, with a
@@ -60,17 +59,6 @@ def needed(error: float, epochs: float, target: Sequence[Constraint]) -> float:
     """The epochs after which a network meets what the target says of the error, if ``error`` is expected after ``epochs``; 0
     without such a bound."""
     return max((inverse(c.upper / max(error, 1e-9) * curve(epochs)) for c in target if c.name == "error"), default=0.0)
-
-
-def aims(config: Config) -> bool:
-    """Whether a run's search serves a target alone. A front for all preferences is searched for all objectives."""
-    return bool(config.target) and config.strategy != PREFERENCE
-
-
-def aim(problem: Problem, target: Sequence[Constraint]) -> Problem:
-    """What a run with a target searches for: the least expected error, and little of each cost that the target bounds."""
-    costs = [Objective(c.name, c.unit) for c in target if c.name != "error"]
-    return replace(problem, objectives=(Objective(EXPECTED), *dict.fromkeys(costs)))
 
 
 @dataclass(frozen=True)
@@ -190,12 +178,20 @@ def verdict(target: Sequence[Constraint], problem: Problem, records: Sequence[Ma
     best = min(trained, key=lambda r: (problem.violation(judged(r)) + sum(c.violation(judged(r)) for c in target)))
     about["network"], values = best["id"], judged(best)
     if meets(target, problem, values):
-        found = " and ".join(f"{goals.named(c.name).title} {goals.format_metric(c.name, values[c.name])}" for c in target)
+        found = " and ".join(f"{goals.named(c.name).title} {_ranged(c.name, best)}" for c in target)
         rest = f"; {left} more training{'s were' if left > 1 else ' was'} skipped" if left else ""
         return {**about, "met": True, "sentence": f"The target {wanted} was met by {best['id']}: {found}{rest}."}
-    missed = " and ".join(f"{goals.named(c.name).title} {goals.format_metric(c.name, values[c.name])}, {_excess(c, values)} above"
+    missed = " and ".join(f"{goals.named(c.name).title} {_ranged(c.name, best)}, {_excess(c, values)} above"
                           for c in (*target, *problem.constraints) if not c.met(values))
     return {**about, "sentence": f"The target {wanted} was missed: the nearest network, {best['id']}, has {missed}."}
+
+
+def _ranged(name: str, record: Mapping[str, Any]) -> str:
+    """What a network is judged by, an error with its interval."""
+    text, span = goals.format_metric(name, judged(record)[name]), record.get("intervals", {}).get(name)
+    if name != "error" or span is None:
+        return text
+    return f"{text} [{', '.join(f'{100 * bound:.2f}' for bound in span)}]"
 
 
 def _bound(c: Constraint) -> str:

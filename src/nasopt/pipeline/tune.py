@@ -83,7 +83,8 @@ def untuned(setup: Setup, epochs: float) -> dict[str, Any]:
 
 
 def ranges(setup: Setup, most: float) -> dict[str, BaseDistribution]:
-    """Where each hyper-parameter is looked for: those of `Recipe` and `Augment`, with at most ``most`` epochs."""
+    """Where each hyper-parameter is looked for: those of `Recipe` and `Augment`, with at most ``most`` epochs. A network that
+    answers for mirror images too learns from them."""
     height, width = setup.dataset.input_shape[1:]
     return {
         "epochs": FloatDistribution(most / 4, most, log=True),
@@ -94,7 +95,7 @@ def ranges(setup: Setup, most: float) -> dict[str, BaseDistribution]:
         "weight_decay": FloatDistribution(1e-5, 1e-2, log=True),
         "smoothing": FloatDistribution(0.0, 0.3),
         "warmup": FloatDistribution(0.0, 0.5),
-        "flip": CategoricalDistribution([False, True]),
+        "flip": CategoricalDistribution([True] if setup.config.mirror else [False, True]),
         "translate": IntDistribution(0, min(max(2, 2 * setup.augment.translate), min(height, width) - 1)),
         "cutout": IntDistribution(0, min(height, width) // 2),
     }
@@ -149,13 +150,16 @@ class Judge:
         def known(wrong: float) -> dict[str, float]:
             return {"error": wrong, "seconds": time.perf_counter() - started - judging}
 
+        def judged() -> float:
+            return error(setup.delivered(net).eval(), setup.validation, fast=True)
+
         def watch(done: int, total: int) -> None:
             nonlocal judging
             part = str(PARTS * done // total)
             if part == "0" or part in course or done == total:
                 return
             course[part], before = known(1.0), time.perf_counter()
-            course[part]["error"] = error(net.eval(), setup.validation, fast=True)
+            course[part]["error"] = judged()
             net.train()
             judging += time.perf_counter() - before
             if stop(part, course[part]):
@@ -169,7 +173,7 @@ class Judge:
         except FloatingPointError:
             course[str(len(course) + 1)] = known(1.0)
             return record
-        return {**record, "metrics": known(1.0) | {"error": error(net, setup.validation, fast=True)}}
+        return {**record, "metrics": known(1.0) | {"error": judged()}}
 
 
 def propose(trials: Sequence[Mapping[str, Any]], where: Mapping[str, BaseDistribution], names: Sequence[str],

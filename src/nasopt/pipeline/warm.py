@@ -33,7 +33,7 @@ from nasopt.errors import InputError
 from nasopt.estimators.combine import Cached
 from nasopt.estimators.images import Costs
 from nasopt.nets import choices, train
-from nasopt.nets.depthwise import Depthwise
+from nasopt.nets.depthwise import depthwise
 from nasopt.pipeline import final
 from nasopt.pipeline.setup import MEMBERS, Setup
 from nasopt.protocols import CostModel
@@ -44,7 +44,8 @@ from nasopt.strategies.evolution import NSGA2
 from nasopt.trial import Constraint, Metrics, Objective, Problem, Trial
 
 ROWS = 64
-"""Images in the step that a layer's training time is measured with."""
+"""Images in the step that a layer's training time is measured with on a CPU; on a GPU, where small steps are all the same, it
+is a whole batch."""
 
 LARGE, SMALL = 3, 9
 """Networks handed over of the search for the most capacity, which are dear to judge and much alike, and of each other search."""
@@ -76,13 +77,13 @@ def affordable(rate: float, epoch: float) -> Constraint:
 def rate_of(setup: Setup) -> float:
     """``step_ms`` of a network for every second that an epoch of it takes: those of a hand-designed one, which is timed."""
     net = next(iter(final.designed(setup).values()))
-    step = step_table()(net, setup.example)["step_ms"]
+    step = step_table(setup.training.device)(net, setup.example)["step_ms"]
     return step / final.epoch_seconds(net, setup.lessons, train.Recipe(), setup.augment)
 
 
-def step_table() -> Layers:
-    """``step_ms``: what a training step of `ROWS` images takes, as a sum over layers."""
-    return Layers("step_ms", step_ms)
+def step_table(device: torch.device = train.CPU) -> Layers:
+    """``step_ms``: what a training step of `ROWS` images takes on a device, as a sum over layers."""
+    return Layers("step_ms", step_ms if device.type == "cpu" else partial(step_ms, device=device))
 
 
 def start(setup: Setup, seconds: float, epoch: float, rate: float, timed: Callable[[Arch], float],
@@ -145,7 +146,7 @@ def designs(setup: Setup, step_ms: float) -> list[Arch]:
     """The networks designed by hand that the space has (`nasopt.pipeline.setup.MEMBERS`), each scaled to what a training step of
     so many rough milliseconds allows, and to half of that; multiply-accumulates say what that is. Those that it allows as they
     are come first."""
-    net, found, others, table = setup.net, list[Arch](), list[Arch](), step_table()
+    net, found, others, table = setup.net, list[Arch](), list[Arch](), step_table(setup.training.device)
     for design in MEMBERS.get(setup.config.space, lambda: ())():
         with suppress(InputError):  # no member, or no scaling as small as that
             arch = design(net)
@@ -174,7 +175,7 @@ def _distance(a: Arch, b: Arch) -> int:
 
 def rough_models(setup: Setup) -> list[CostModel]:
     """`rough_costs`; ``error``, as far as capacity tells; and ``step_ms``."""
-    return [capacity, *rough_costs(setup), step_table()]
+    return [capacity, *rough_costs(setup), step_table(setup.training.device)]
 
 
 def rough_costs(setup: Setup) -> list[CostModel]:
@@ -194,22 +195,27 @@ def capacity(net: nn.Module, example: Tensor, /) -> Metrics:
     return {"error": 1 / (1 + math.cbrt(params(net) * sum(work.values()) * even) * seen(net, example))}
 
 
-def step_ms(layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> float:
+def step_ms(layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], device: torch.device = train.CPU) -> float:
     """Times a forward and a backward pass of a layer on `ROWS` images, as in training."""
-    twin = train.channels_last(copy.deepcopy(layer).train().requires_grad_())
-    return fastest_ms(partial(_step, twin, tree_map(_rows, inputs), tree_map(_rows, dict(named))), 2)
+    twin = train.channels_last(copy.deepcopy(layer).train().requires_grad_().to(device))
+    given, more = tree_map(partial(_rows, device), inputs), tree_map(partial(_rows, device), dict(named))
+    return fastest_ms(partial(_step, twin, given, more, device), 2)
 
 
-def _rows(value: Any) -> Any:
-    """A tensor of `ROWS` rows instead of one."""
-    if not isinstance(value, Tensor) or not value.ndim:
+def _rows(device: torch.device, value: Any) -> Any:
+    """A tensor of as many rows as a step has, instead of one, on the device."""
+    if not isinstance(value, Tensor):
         return value
-    rows = batch_of(value, ROWS)
+    if not value.ndim:
+        return value.to(device)
+    rows = batch_of(value, ROWS if device.type == "cpu" else train.Recipe().batch).to(device)
     rows = rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
     return rows.requires_grad_(rows.is_floating_point())
 
 
-def _step(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-    with torch.enable_grad(), train.autocast(), Depthwise():
+def _step(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], device: torch.device) -> None:
+    with torch.enable_grad(), train.autocast(device=device), depthwise(device):
         out = [t for t in tree_leaves(layer.forward(*inputs, **named)) if isinstance(t, Tensor) and t.requires_grad]
     torch.autograd.backward(out, [torch.ones_like(t) for t in out])
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

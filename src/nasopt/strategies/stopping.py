@@ -61,7 +61,7 @@ def expected_gain(problem: Problem, trials: Sequence[Trial], more: int, seed: in
 
 @dataclass(frozen=True)
 class SmallGain:
-    """Stops when the next tenth of the cost is expected to add too little to the hypervolume, whatever the strategy.
+    """Stops when the next tenth of the trials is expected to add too little to the hypervolume, whatever the strategy.
 
     The gain is `expected_gain`: an expectation under a fitted model, not a bound, and rather too large, so that the rule rather
     stops late.
