@@ -53,7 +53,7 @@ LEAST = 1.5
 def networks(setup: Setup, count: int, seconds: float) -> list[Arch]:
     """Designs of four sizes, and mutants of them, none dearer than the largest."""
     rate = warm.rate_of(setup)
-    bound, table = rate * seconds / LEAST, warm.step_table()
+    bound, table = rate * seconds / LEAST, warm.step_table(setup)
     found = [arch for share in (1, 1 / 4) for arch in warm.designs(setup, share * bound)]
     found = list({spaces.key(arch): arch for arch in found}.values())[:count]
     generator, designs = seeds.rng(0, 0, "mutants"), len(found)

@@ -186,7 +186,8 @@ def keep(path: Path, value: Mapping[str, Any]) -> None:
 def once(path: Path, compute: Callable[[], dict[str, Any]]) -> None:
     """Leaves a result in a file, if it is not there."""
     if not path.exists():
-        found = {**compute(), "date": datetime.now(UTC).date().isoformat(), "version": version()}
+        made = {"date": datetime.now(UTC).date().isoformat(), "version": version()}
+        found = {**compute(), **made}
         print(f"{path.stem}: {json.dumps(found)}", flush=True)
         keep(path, found)
 
@@ -281,11 +282,13 @@ def described(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
                     "training part without the images that judge."}
 
 
-def command(given: argparse.Namespace, seeds: Sequence[int]) -> str:
+def command(given: argparse.Namespace, seeds: Sequence[int], baseline: Mapping[str, Any] | None) -> str:
     """What measures all parts of a record, each once, on a machine that does nothing else."""
     words = ["--data", Path(given.data).name, "--name", given.name, "--device", given.device, "--minutes", f"{given.minutes:g}",
              "--target", given.target, *([] if given.images is None else ["--images", str(given.images)]),
              *(["--seeds", *map(str, seeds)] if seeds else [])]
+    if baseline is not None:
+        words += ["--darts-steps", str(len(baseline["step_seconds"])), "--darts-channels", str(baseline["channels"])]
     return shlex.join(["python", "benchmarks/cifar10.py", *words])
 
 
@@ -330,7 +333,7 @@ def run(given: argparse.Namespace) -> None:
     path = write(f"{given.name}-{device.type}", {
         **described(given.name, settings),
         "device": chip, "settings": settings, **methods.get("nasopt", {}), "methods": methods, "darts": baseline,
-        "tables": tables(methods, baseline)}, seeds, command(given, seeds))
+        "tables": tables(methods, baseline)}, seeds, command(given, seeds, baseline))
     print(summary(methods))
     print(path)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,7 +45,7 @@ def write(name: str, results: Mapping[str, Any], seeds: Sequence[int], command: 
     record = {
         **results,
         "name": name,
-        "command": command or " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_portable, sys.argv[1:])]),
+        "command": command or shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_portable, sys.argv[1:])]),
         "seeds": list(seeds),
         "date": datetime.now(UTC).date().isoformat(),
         "load": _load(),
@@ -57,10 +59,13 @@ def write(name: str, results: Mapping[str, Any], seeds: Sequence[int], command: 
 
 
 def version() -> str:
-    """The commit of the source tree, marked where files differ from it; empty outside of a checkout."""
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=RESULTS.parent, capture_output=True, text=True,
-                           check=False)
-    return found.stdout.strip()
+    """The commit of the source tree, marked where a program differs from it; empty outside of a checkout and without git."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=RESULTS.parent, capture_output=True, text=True, check=False).stdout.strip()
+
+    if shutil.which("git") is None:
+        return ""
+    return git("describe", "--always") + ("-dirty" if git("status", "--porcelain", "--", "..", ":!results", ":!../docs") else "")
 
 
 def _portable(word: str) -> str:

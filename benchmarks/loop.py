@@ -129,7 +129,7 @@ def main() -> None:
         print(*row, sep=" | ")
     write("loop", {"title": "What the search loop costs", "tables": [
         {"caption": f"Milliseconds a trial, {arguments.repetitions} repetitions; ten choices, three objectives; "
-                    "aims: 0.2 in memory, 2 durable",
+                    "wanted: at most 0.2 in memory, 2 durable",
          "columns": ["method", "trials", "median ms", "least ms", "most ms", "median ms of processor"],
          "rows": rows}]},
         list(range(arguments.repetitions)))

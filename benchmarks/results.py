@@ -109,7 +109,8 @@ def page(records: Sequence[dict[str, Any]]) -> str:
         "# Results",
         "",
         "Every table is written by a script from a record in `benchmarks/results/`; none by hand. "
-        "Run the command below a table to measure it anew, then `python benchmarks/results.py`.",
+        "Run the command below a table to measure it anew, then `python benchmarks/results.py`. Of a record that grew over "
+        "several calls (`--keep`) it is the last of them.",
         "",
     ]
     parts = ordered(records)

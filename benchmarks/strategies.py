@@ -257,7 +257,8 @@ def overhead(options: argparse.Namespace) -> None:
             print(rows[-1], flush=True)
     save("overhead", "What an ask costs", "A strategy is told of random architectures and then asked for one at a time, and told "
          "of it.", [{"caption": "ms an ask and a tell, mean of 20 (of Optuna's Gaussian process: of 3), after so many trials of "
-                                "NAS-Bench-201, one thread", "columns": ["strategy", *map(str, marks)], "rows": rows}], options)
+                                "NAS-Bench-201, one thread", "columns": ["strategy", *map(str, marks)], "rows": rows}],
+         options, [0, 1])
 
 
 def seconds_an_ask(name: str, told: int, asks: int) -> float:
@@ -280,9 +281,10 @@ def tables() -> str:
     return os.environ["NASOPT_TABLES"]
 
 
-def save(name: str, title: str, text: str, found: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> None:
+def save(name: str, title: str, text: str, found: Sequence[Mapping[str, Any]], options: argparse.Namespace,
+         seeds: Sequence[int] = ()) -> None:
     write(f"strategies_{name}{'_part' if options.only else ''}",
-          {"title": title, "text": text, "tables": list(found) }, list(range(options.seeds)))
+          {"title": title, "text": text, "tables": list(found)}, seeds or range(options.seeds))
 
 
 PARTS = {"oracle201": oracle201, "noisy201": noisy201, "oracle101": oracle101, "front201": front201, "hybrid": hybrid,

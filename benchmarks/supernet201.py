@@ -238,8 +238,8 @@ def report(table: tables.Table, runs: Sequence[Mapping[str, Any]], options: Opti
         "CIFAR-10: interquartile mean, 95 % interval", "processor minutes", "skip share"]}
     without = {"caption": "Without a search (%)", "rows": baselines(table),
                "columns": ["network", "CIFAR-10", "deviation", "minimum", "CIFAR-100"]}
-    write("supernet201", {"title": "NAS-Bench-201: a real supernet, judged by the table", "text": text,
-                          "runs": list(runs), "tables": [without, found, *ablation(table, runs)]}, list(range(options.seeds)))
+    write("supernet201", {"title": "NAS-Bench-201: a real supernet, judged by the table", "text": text, "runs": list(runs),
+                          "tables": [without, found, *ablation(table, runs)]}, sorted({run["seed"] for run in runs}))
 
 
 ABLATION = ("nasopt", "darts1", "beta_darts", "darts_pt")

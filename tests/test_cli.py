@@ -98,19 +98,19 @@ def test_search_passes_its_defaults_on(job: Job) -> None:
         "data": "digits", "space": "cells", "constraints": (), "budget": 200.0, "networks": 10, "min_gain": None, "target": (),
         "trials": None, "strategy": "hybrid",
         "objectives": (Objective("error"), Objective("latency_ms", "ms"), Objective("memory_mb", "MB")),
-        "out": Path("runs/digits"), "seed": 0, "device": "cpu", "mirror": False}
+        "out": Path("runs/digits"), "seed": 0, "device": "cpu", "mirror": False, "image_size": None}
 
 
 def test_search_passes_every_option_on(job: Job) -> None:
     assert main(["search", "--data", "x/photos.npz", "--space", "nb201", "--objectives", "error,size", "--constraint",
                  "latency<=2ms", "--constraint", "params<=1M", "--target", "error<=6%", "--budget", "1h30m", "--trials", "9",
-                 "--strategy", "random", "--networks", "4", "--device", "cuda", "--mirror", "--out", "here", "--seed", "3",
-                 "--quiet"]) == 0
+                 "--strategy", "random", "--networks", "4", "--device", "cuda", "--mirror", "--image-size", "48x64",
+                 "--out", "here", "--seed", "3", "--quiet"]) == 0
     call = job.calls[0][1]
     del call["log"], call["progress"]
     assert call == {
         "data": "x/photos.npz", "space": "nb201", "budget": 5400.0, "trials": 9, "strategy": "random", "seed": 3,
-        "networks": 4, "device": "cuda", "mirror": True, "min_gain": None, "out": Path("here"),
+        "networks": 4, "device": "cuda", "mirror": True, "image_size": (48, 64), "min_gain": None, "out": Path("here"),
         "objectives": (Objective("error"), Objective("size_mb", "MB")),
         "constraints": (Constraint("latency_ms", 2.0, "ms"), Constraint("params", 1e6)), "target": (Constraint("error", 0.06),)}
 

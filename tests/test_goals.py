@@ -128,6 +128,17 @@ def test_a_duration_is_the_sum_of_its_parts(d: int, h: int, m: int, s: int) -> N
             goals.parse_duration(text)
 
 
+@pytest.mark.parametrize(("text", "size"), [("64", (64, 64)), ("48x64", (48, 64)), (" 8X6 ", (8, 6))])
+def test_image_sizes(text: str, size: tuple[int, int]) -> None:
+    assert goals.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "64x", "x64", "64x0", "3x4x5", "-8", "6.5", "large", "²"])
+def test_bad_image_sizes_are_refused_with_a_remedy(text: str) -> None:
+    with pytest.raises(InputError, match="is not in pixels: write for example '64', or '48x64'"):
+        goals.parse_size(text)
+
+
 @pytest.mark.parametrize(("text", "share"), [("1%", 0.01), ("0.5 %", 0.005), ("0.25", 0.25), (" 12.5%", 0.125)])
 def test_shares(text: str, share: float) -> None:
     assert goals.parse_share(text) == pytest.approx(share)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import nasopt
@@ -29,7 +30,7 @@ from nasopt.run.storage import Memory, Sqlite
 from nasopt.spaces.darts import darts
 from nasopt.strategies.preference import Preference
 from nasopt.tasks.data import load
-from nasopt.trial import Constraint, Objective
+from nasopt.trial import Ask, Constraint, Objective, Problem, Study, Trial
 
 
 class Own(nn.Module):
@@ -279,13 +280,57 @@ def test_an_interrupted_run_resumes_where_it_was(data: Path, tmp_path: Path, mon
     assert resumed.front()
 
 
-def test_a_run_says_when_it_went_on_elsewhere(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = search(data, tmp_path / "run")
-    assert not any("continued" in w for w in first.results["provenance"]["warnings"])
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_run_says_when_it_went_on_elsewhere(complete: bool, data: Path, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is complete is only written again."""
+    here = job.machine()
+
+    def stop(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    if not complete:
+        monkeypatch.setattr(Finals, "finalists", lambda *given: stop(tmp_path))
+    monkeypatch.setattr(job, "report", stop)
+    with pytest.raises(KeyboardInterrupt):
+        search(data, tmp_path / "run")
+    monkeypatch.undo()
     monkeypatch.setattr(job, "machine", lambda: {"cpu": "another", "cores": 1})
-    again = nasopt.resume(first.path, net=own(), log=lambda line: None)
-    assert again.results["provenance"]["machine"] == first.results["provenance"]["machine"]
-    assert any("continued on another machine" in w for w in again.results["provenance"]["warnings"])
+    again = nasopt.resume(tmp_path / "run", net=own(), log=lambda line: None).results["provenance"]
+    assert again["machine"] == here and again["device"] == "cpu" and again["threads"] == torch.get_num_threads()
+    assert any("continued on another machine" in w for w in again["warnings"]) != complete
+
+
+def test_images_of_a_folder_are_resized_as_the_run_was_told(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with np.load(data) as bars:
+        for k, (x, y) in enumerate(zip(bars["x"], bars["y"], strict=True)):
+            (tmp_path / f"bars/{y}").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(x).resize((8 + k % 3, 8)).save(tmp_path / f"bars/{y}/{k}.png")
+    with pytest.raises(InputError, match=r"images differ in size .* on the command line --image-size"):
+        search(tmp_path / "bars", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(Finals, "finalists", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            search(tmp_path / "bars", tmp_path / "run", image_size=(8, 6), trials=3, networks=1)
+    resumed = nasopt.resume(tmp_path / "run", net=own(), log=lambda line: None).results
+    assert resumed["data"]["input_shape"] == [1, 8, 6]
+    assert "image_size=(8, 6)" in resumed["command"]
+    with pytest.raises(InputError, match="this data set is loaded already: leave image_size out"):
+        search(load(data), tmp_path / "other", image_size=(8, 6))  # type: ignore[arg-type]
+
+
+def test_what_had_less_training_counts_where_nothing_had_all() -> None:
+    problem = Problem(space_of(own()), (Objective("error"), Objective("params")))
+
+    def study(*trials: tuple[float, float]) -> Study:
+        return Study(problem, tuple(Trial(Ask(k, {}, fidelity=f), {"error": e, "params": 10.0}, 1.0)
+                                    for k, (f, e) in enumerate(trials)), "")
+
+    brief, full = study((1 / 9, 0.5), (1 / 3, 0.2)), study((1.0, 0.4))
+    curves = [job.progress_of({"asha": brief, **more}, {"asha": [1.0, 2.0], "random": [1.0]})["curves"]
+              for more in ({}, {"random": full})]
+    assert [v > 0 for v in curves[0]["asha"]["hypervolume"]] == [False, True], "the most training that there was"
+    assert not any(curves[1]["asha"]["hypervolume"]) and curves[1]["random"]["hypervolume"][0] > 0
 
 
 def test_data_from_python_is_asked_for_when_a_run_is_resumed(data: Path, tmp_path: Path) -> None:
@@ -297,9 +342,20 @@ def test_data_from_python_is_asked_for_when_a_run_is_resumed(data: Path, tmp_pat
     assert nasopt.resume(first.path, data=given, net=own(), log=lambda line: None).front()
 
 
-def test_all_time_counts(run: job.Run) -> None:
-    origin = run.results["provenance"]
-    assert origin["phases"]["preparation"] > 0
+def test_all_time_counts(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But that of writing the report."""
+    now, clock = [0.0], time.perf_counter
+
+    def slow(path: object, *given: object) -> object:
+        now[0] += 1000.0
+        return load(path)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(job, "load", slow)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + now[0])
+    began = clock()
+    origin = search(data, tmp_path / "run", trials=3, networks=1).results["provenance"]
+    assert origin["phases"]["preparation"] > 1000
+    assert 1000 < origin["total_seconds"] <= 1000 + clock() - began
     assert origin["total_seconds"] == pytest.approx(sum(origin["phases"].values()))
 
 
@@ -322,6 +378,8 @@ def test_the_command_repeats_the_run() -> None:
     own_net = job.command(replace(config, space="own"), Path("out"))
     assert own_net.startswith("nasopt.search('digits', net=..., ") and "target=['error<=0.055']" in own_net
     assert "constraints=['params<=1234567.0', 'latency_ms<=2.0ms']" in own_net and "mirror=True" in own_net
+    sized = replace(config, image_size=(48, 64), constraints=(Constraint("latency_ms", np.float64(2.5), "ms"),))
+    assert {"48x64", "latency_ms<=2.5ms"} <= set(shlex.split(job.command(sized, Path("out"))))
 
 
 def test_a_name_that_fits_several_networks_is_told(run: job.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -388,6 +388,40 @@ def test_with_a_target_the_search_has_what_the_warm_start_leaves(bounds: tuple[C
     assert run._dearest()["seconds"] == pytest.approx(100 - 2 - 26)
     run.ledger.charge("warm start", 9.0)
     assert run.seconds("search") == pytest.approx(20.0 if bounds else 7.0)
+    late = phases.Phases(replace(setup, config=config), Memory(), Folder(tmp_path), Display(lambda line: None, False))
+    late.ledger.charge("preparation", 90.0)
+    assert late._dearest()["seconds"] == pytest.approx(20), "what is left for final trainings in any case"
+
+
+def test_a_bound_on_the_error_counts_when_a_search_for_other_targets_ends(setup: Setup, tmp_path: Path) -> None:
+    config = replace(setup.config, target=(Constraint("params", 1e3),), constraints=(Constraint("error", 0.05),))
+    run = phases.Phases(replace(setup, config=config), Memory(), Folder(tmp_path), Display(lambda line: None, False))
+    run.ledger.store("trust", {"fallback": False})
+    trials = [Trial(Ask(0, run.witnesses()[0]), {"error": e, EXPECTED: e, target.EPOCHS: 1.0, "params": 1e3}, 1.0)
+              for e in (0.06, 0.05)]
+    assert run._stop(trials[:1]) == ""
+    assert "meets params <= 1000 and error <= 0.05 already" in run._stop(trials[1:])
+
+
+def test_a_layer_whose_step_does_not_fit_into_memory_is_timed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = list[int]()
+
+    def timed(layer: torch.nn.Module, inputs: object, named: object, device: object, rows: int) -> float:
+        tried.append(rows)
+        if rows > 16:
+            raise torch.OutOfMemoryError("no more")
+        return 1.5
+
+    monkeypatch.setattr(warm, "_timed", timed)
+    assert warm.step_ms(torch.nn.Linear(2, 2), (torch.ones(1, 2),), {}) == 4 * 1.5
+    assert tried == [64, 32, 16]
+    monkeypatch.setattr(warm, "_timed", lambda *given: timed(*given[:4], 99))
+    with pytest.raises(torch.OutOfMemoryError):
+        warm.step_ms(torch.nn.Linear(2, 2), (torch.ones(1, 2),), {})
+
+
+def test_nothing_delivered_has_no_latencies(setup: Setup) -> None:
+    assert final.Delivery(setup, final.train.Recipe()).latencies([], []) == []
 
 
 @pytest.mark.usefixtures("brief")

@@ -163,6 +163,17 @@ def test_every_section_of_a_full_record_is_there(page: Page) -> None:
     assert [f["name"] for f in data_of(page)] == ["front", "hypervolume", "predicted", "trust"]
 
 
+def test_a_spread_is_a_column_where_no_quartiles_are_shown() -> None:
+    results = example()
+    for net in (*results["front"], *results["dominated"]):
+        net["metrics"]["latency_onnx_iqr_ms"] = 0.05
+    columns = [[c for c in html._table(record.networks(results))["columns"] if "IQR" in c or "iqr" in c]]
+    for net in (*results["front"], *results["dominated"]):
+        net["intervals"]["latency_onnx_ms"] = [0.1, 0.2]
+    columns += [[c for c in html._table(record.networks(results))["columns"] if "IQR" in c or "iqr" in c]]
+    assert [len(c) for c in columns] == [1, 0]
+
+
 def test_links_lead_to_the_files_and_nowhere_else(page: Page) -> None:
     links = [a["href"] for t, a in page.tags if t == "a"]
     assert "./models/net-0/model.onnx" in links and "./models/small%20ResNet/model.onnx" in links

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["resume", "search"]
+__all__ = ["resume", "search", "tune"]
 
 if TYPE_CHECKING:
-    from nasopt.job import resume, search
+    from nasopt.job import resume, search, tune
 
 
 def __getattr__(name: str) -> object:

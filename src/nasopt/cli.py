@@ -135,10 +135,11 @@ def search(
     data: Annotated[str, typer.Option(help="What to learn: 'digits' (built in), a folder with one sub-folder of images "
                                            "per class, a CIFAR-10 folder, or an .npz file with x and y.")] = "digits",
     space: Annotated[Spaces, typer.Option(
-        help="Which networks to choose from: hierarchical cells, NAS-Bench-201's, DARTS's (large), or plain ones that train "
-             "fast; with a GPU also those up to twice as wide.")] = "cells",
+        help="Which networks to choose from: cells (hierarchical), nb201 (NAS-Bench-201's), darts (large), fast (plain ones that "
+             "train fast), fast-wide (up to twice as wide, for a GPU).")] = "cells",
     objectives: Annotated[str, typer.Option(
-        help="What to minimise, with commas: error, latency, latency_onnx, memory, params, flops, size.",
+        help="What to minimise, with commas: error (always), latency, latency_onnx, memory, params, flops, size. Latencies are "
+             "of one image on one thread of this machine's CPU.",
     )] = "error,latency,memory",
     constraint: Annotated[list[str] | None, typer.Option(
         metavar="BOUND", help="An upper bound with its unit, such as 'latency<=2ms', 'params<=1M' or 'memory<=800KB' "
@@ -165,10 +166,12 @@ def search(
         metavar="SHARE", help="End the search early, when the next tenth of its networks is expected to add less than this to "
                               "the hypervolume, such as 1%; the final trainings get the time.")] = None,
     device: Annotated[str, typer.Option(
-        help="Where networks are trained: cpu, cuda, cuda:1, ... Latencies are the CPU's.")] = "cpu",
+        help="Where networks are trained: cpu, cuda, cuda:1, ... Costs are the CPU's. By gradients: cpu only.")] = "cpu",
     mirror: Annotated[bool, typer.Option(
         "--mirror", help="Networks answer with the mean for an image and for its mirror image: less error at twice the latency. "
                          "For images that are mirrored in training: colour images of 16 pixels and more.")] = False,
+    image_size: Annotated[str | None, typer.Option(
+        metavar="PIXELS", help="Resize the images of a folder to this: 64, or 48x64 (height, width).")] = None,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Where the run is kept. Default: runs/NAME after "
                                                                     "the data.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Two runs with one seed propose the same networks in the same order "
@@ -184,20 +187,21 @@ def search(
     bounds = tuple(goals.parse_constraint(text) for text in constraint or ())
     ends = tuple(goals.parse_constraint(text, "target") for text in target or ())
     seconds = goals.parse_duration(budget)
+    size = None if image_size is None else goals.parse_size(image_size)
     folder = Path("runs", Path(data).resolve().stem) if out is None else out
 
     from nasopt import job
 
     with _resumable(folder):
         run = job.search(data, space=space, objectives=aims, constraints=bounds, budget=seconds, target=ends, trials=trials,
-                         strategy=strategy, networks=networks, min_gain=min_gain, device=device, mirror=mirror, out=folder,
-                         seed=seed, log=_log(quiet), progress=_progress(quiet))
+                         strategy=strategy, networks=networks, min_gain=min_gain, device=device, mirror=mirror, image_size=size,
+                         out=folder, seed=seed, log=_log(quiet), progress=_progress(quiet))
     _show(run, folder)
 
 
 @app.command(epilog="Example: nasopt resume runs/digits")
 def resume(run: RunFolder, quiet: Quiet = False) -> None:
-    """Go on with a search that was interrupted; it ends as if it had never stopped."""
+    """Go on with a search that was interrupted, from the last result that was stored; a training from its last checkpoint."""
     from nasopt import job
 
     with _resumable(run):
@@ -242,7 +246,7 @@ def tune(
     network: Annotated[str, typer.Argument(metavar="ID", help="A trained network, as the search's table and the report name "
                                                               "it.")],
     budget: Annotated[str, typer.Option(metavar="TIME", help="Time for everything: 90s, 30m, 1h30m.")] = "5m",
-    trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="Train at most this many times.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, metavar="N", help="Try at most this many settings.")] = None,
     objectives: Annotated[str, typer.Option(help="What to minimise, with commas: error (validation), seconds (of the "
                                                  "training).")] = "error",
     quiet: Quiet = False,
@@ -276,11 +280,12 @@ def bench(
     table: Annotated[str, typer.Argument(
         metavar="TABLE", help="A file of the tables' folder, such as nb201, or a synthetic problem: oneminmax, oneminmax3, lotz, "
                               "dtlz2. The word complexity: count what the strategies and their parts cost.")],
-    strategy: Annotated[str, typer.Option(metavar="NAME[,NAME...]", help=", ".join(get_args(Strategies)) + ".")] = "",
+    strategy: Annotated[str, typer.Option(metavar="NAME[,NAME...]",
+                                          help=", ".join(get_args(Strategies)) + ". Default: hybrid.")] = "",
     objective: Annotated[str, typer.Option(metavar="COLUMN[,COLUMN...]", help="What the search sees and optimises.")] = "",
     hint: Annotated[str, typer.Option(metavar="COLUMN[,COLUMN...]",
-                                      help="What is known of every network for nothing, such as zero-cost proxies; for gp, "
-                                           "forest and hybrid.")] = "",
+                                      help="What is known of every network for nothing, such as zero-cost proxies; for forest, "
+                                           "gp, gp-lcb, gp-ts and hybrid, others leave it aside.")] = "",
     report_: Annotated[str, typer.Option("--report", metavar="COLUMN[,COLUMN...]",
                                          help="Columns to write down beside, which no strategy sees.")] = "",
     constraint: Annotated[list[str] | None, typer.Option(

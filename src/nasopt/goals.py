@@ -196,6 +196,18 @@ def parse_share(text: str) -> float:
     return share
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width in pixels, from ``64`` or ``48x64``.
+
+    Raises:
+        InputError: not of this form, or not above 0.
+    """
+    sides = [int(side) for side in text.strip().lower().split("x") if side.isascii() and side.isdigit()]
+    if len(sides) != 1 + text.lower().count("x") or len(sides) > 2 or min(sides) < 1:
+        raise InputError(f"image size {text!r} is not in pixels: write for example '64', or '48x64' for height and width.")
+    return sides[0], sides[-1]
+
+
 def format_metric(name: str, value: float | None) -> str:
     """A metric's value for people, with its unit and three significant digits: ``1.23 ms``, ``0.45 M``, ``4.17 %``.
 

@@ -83,17 +83,19 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
            objectives: str | Sequence[Objective] = "error,latency,memory", constraints: Sequence[str | Constraint] = (),
            budget: float | str = 200.0, trials: int | None = None, strategy: str = "hybrid", networks: int = 10,
            min_gain: float | str | None = None, target: str | Constraint | Sequence[str | Constraint] = (),
-           device: str = "cpu", mirror: bool = False, out: str | Path = "runs/study", seed: int = 0,
-           log: Callable[[str], None] = print, progress: bool = False) -> Run:
+           device: str = "cpu", mirror: bool = False, image_size: tuple[int, int] | None = None, out: str | Path = "runs/study",
+           seed: int = 0, log: Callable[[str], None] = print, progress: bool = False) -> Run:
     """Searches, trains the front, measures and exports every network, and writes the report.
 
     Args:
         data: a source that `nasopt.tasks.data.load` knows, or a `Dataset`.
         net: a network of your own with inline choices (`nasopt.nets.choices`); None: the built-in ``space``.
-        objectives: names as on the command line, or `Objective`s.
+        space: ``cells``, ``nb201``, ``darts``, ``fast`` or ``fast-wide``.
+        objectives: names as on the command line, or `Objective`s; the error is one of them.
         constraints: bounds as on the command line ("latency<=2ms"), or `Constraint`s.
         budget: the time for everything, search and training: seconds, or a text such as "30m".
         trials: evaluations of the search at most.
+        strategy: how to search, by its name on the command line.
         networks: how many networks of the front are trained at most.
         min_gain: end the search when the next tenth of its trials is expected to add less than this share to the hypervolume:
             a number, or a text such as "1%". What it saves is left to the final trainings.
@@ -104,7 +106,9 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
             Latencies and the other costs are those of the CPU.
         mirror: deliver networks that answer with the mean for an image and for its mirror image, for images that are mirrored in
             training: less error at twice the latency.
+        image_size: (height, width) in pixels to which the images of a folder are resized; None requires equal sizes.
         out: the run folder; it must not exist yet.
+        seed: of everything random; runs with one seed propose the same networks as long as they measure the same.
         log: takes one line of text at a time.
         progress: draw progress bars.
 
@@ -123,10 +127,11 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
     wanted = [target] if isinstance(target, str | Constraint) else target
     ends = tuple(goals.parse_constraint(c, "target") if isinstance(c, str) else c for c in wanted)
     config = Config(source, "own" if net is not None else space, aims, bars, seconds, trials, strategy, seed, networks,
-                    min_gain=least, target=ends, device=device, mirror=mirror, given=isinstance(data, Dataset))
+                    min_gain=least, target=ends, device=device, mirror=mirror, given=isinstance(data, Dataset),
+                    image_size=image_size)
     check_config(config)
     folder.refuse_existing()
-    setup = prepare(config, data if isinstance(data, Dataset) else load(data), net)
+    setup = prepare(config, data if isinstance(data, Dataset) else load(data, image_size), net)
     sampled = survey(setup)
     log(preflight(setup, folder))
     plan = phase.planned(setup, sampled) if strategy in NETWORKS else None
@@ -145,7 +150,7 @@ def _begin(storage: Sqlite, setup: Setup, sampled: Sampled, plan: Plan | None, b
     ``began`` counts, that of a gradient strategy's plan as search."""
     ledger = Ledger(storage)
     ledger.store("started", datetime.now(UTC).isoformat(timespec="seconds"))
-    ledger.store("origin", origin())
+    ledger.store("origin", origin(setup.config))
     ledger.store("survey", asdict(sampled))
     ledger.store("data", fingerprint(setup.dataset))
     if plan is not None:
@@ -156,9 +161,10 @@ def _begin(storage: Sqlite, setup: Setup, sampled: Sampled, plan: Plan | None, b
     ledger.store("config", setup.config.to_json())
 
 
-def origin() -> dict[str, Any]:
+def origin(config: Config) -> dict[str, Any]:
     """Where and with what a run is made."""
-    return {"machine": machine(), "versions": versions()}
+    return {"machine": machine(), "versions": versions(), "device": device_text(config.device),
+            "threads": torch.get_num_threads()}
 
 
 def _continue(storage: Sqlite, setup: Setup, folder: Folder, display: Display) -> Run:
@@ -196,10 +202,11 @@ def _restored(storage: Sqlite, folder: Folder, data: Dataset | None, net: nn.Mod
     config = Config.from_json(ledger.recall("config"))
     if config.space == "own" and net is None:
         raise InputError(f"{folder.path} searches a network of your own: give it from Python, as in "
-                         "nasopt.resume(path, net=...).")
+                         "nasopt.resume(path, net=...) or nasopt.tune(path, id, net=...).")
     if config.given and data is None:
-        raise InputError(f"{folder.path} was given its data from Python: give it again, as in nasopt.resume(path, data=...).")
-    dataset = data or load(config.data)
+        raise InputError(f"{folder.path} was given its data from Python: give it again, as in nasopt.resume(path, data=...) or "
+                         "nasopt.tune(path, id, data=...).")
+    dataset = data or load(config.data, config.image_size)
     if fingerprint(dataset) != ledger.recall("data"):
         raise InputError(f"the data {config.data!r} is not what it was when {folder.path} began: put the old data back, or "
                          "start a new run.")
@@ -225,6 +232,9 @@ def _existing(path: Path) -> Path:
 
 def _carry_out(phases: Phases) -> Run:
     folder, name = phases.folder, phases.setup.config.strategy
+    here = origin(phases.setup.config)
+    if phases.ledger.remember("origin", lambda: here) != here and not phases.ledger.recall("complete final training"):
+        phases.ledger.store("elsewhere", True)
     with phases.ledger.timed("supernet"):
         phases.supernet()
     with phases.ledger.timed("trust"):
@@ -282,7 +292,7 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
         "space": {"name": config.space, "size": f"{spaces.size(setup.problem.space):.3g}",
                   "description": f"{len(spaces.layout(setup.problem.space).genes)} choices"},
         "seed": config.seed,
-        "interval_note": "test error: 95 % Wilson interval over the test images; latency: half the interquartile range",
+        "interval_note": "errors: 95 % Wilson interval over the images; latencies: half the interquartile range",
         "objectives": [{"name": o.name, "unit": o.unit, "minimise": o.minimise} for o in config.objectives],
         "constraints": [str(c) for c in config.constraints],
         "front": front,
@@ -293,8 +303,7 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
         **({} if relaxed is None else {"relaxed": relaxed}),
         **({} if ending is None else {"target": ending}),
         "trust": {k: v for k, v in trust.items() if k != "sentence" or "value" not in trust},
-        "provenance": {**(phases.ledger.recall("origin") or origin()), "device": device_text(config.device),
-                       "threads": torch.get_num_threads(), "started": phases.ledger.recall("started"),
+        "provenance": {**phases.ledger.recall("origin"), "started": phases.ledger.recall("started"),
                        "phases": {p: phases.ledger.seconds(p) for p in phase.PHASES}, "total_seconds": phases.spent(),
                        "peak_memory_mb": {p: peaks for p in phase.PHASES if (peaks := phases.ledger.peaks(p))},
                        "epochs": max(plan["epochs"]), "bf16": setup.training.device.type != "cpu" or bf16_pays(),
@@ -304,7 +313,7 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
 
 def device_text(name: str) -> str:
     """The device where networks were trained: a GPU with its product name."""
-    return name if name == "cpu" else f"{name}, {torch.cuda.get_device_name(name)}"
+    return "cpu" if torch.device(name).type == "cpu" else f"{name}, {torch.cuda.get_device_name(name)}"
 
 
 def _violation(setup: Setup, record: Mapping[str, Any]) -> float:
@@ -314,13 +323,14 @@ def _violation(setup: Setup, record: Mapping[str, Any]) -> float:
 
 def progress_of(studies: Mapping[str, Study], times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """Hypervolume over time of every search in one fixed frame, that of their joint front on the scale of ratios of each
-    objective; and all trials. Where no network had its whole training, those that had the most of it count.
+    objective; and all trials. Where no network of any search had its whole training, those of each that had the most count.
 
     Args:
         times: seconds spent when each trial was complete.
     """
     problem = next(iter(studies.values())).problem
-    feasible = {name: {t.ask.number for t in s.promoted().feasible()} for name, s in studies.items()}
+    whole = any(s.feasible() for s in studies.values())
+    feasible = {name: {t.ask.number for t in (s if whole else s.promoted()).feasible()} for name, s in studies.items()}
     values = {name: np.array([_log_values(s, t.metrics) if t.ask.number in feasible[name] else [np.inf] * len(problem.objectives)
                               for t in s.trials]).reshape(-1, len(problem.objectives)) for name, s in studies.items()}
     reference = reference_point(*bounds(np.concatenate(list(values.values()))))
@@ -362,9 +372,9 @@ def warnings(phases: Phases, front: Sequence[Mapping[str, Any]], records: Sequen
     setup, out = phases.setup, []
     if not has_onnx():
         out.append("ONNX is not installed: no ONNX files were written (pip install 'nasopt[onnx]').")
-    if phases.ledger.recall("origin") not in (None, origin()):
-        out.append("The run was continued on another machine or with other versions than those named: its latencies and times "
-                   "are of both.")
+    if phases.ledger.recall("elsewhere"):
+        out.append("The run was continued on another machine, with other versions or threads than those named: its latencies and "
+                   "times are of both.")
     if phases.spent() > 1.2 * setup.config.seconds:
         out.append(f"The run took {phases.spent():.0f} s instead of {setup.config.seconds:.0f} s.")
     if plan["dear"]:
@@ -387,12 +397,12 @@ def warnings(phases: Phases, front: Sequence[Mapping[str, Any]], records: Sequen
 
 def command(config: Config, out: Path) -> str:
     """The command line that repeats the run; of a network or data of the user's own, the call."""
-    bounds, ends = ([f"{c.name}<={c.upper!r}{c.unit}" for c in of] for of in (config.constraints, config.target))
+    bounds, ends = ([f"{c.name}<={float(c.upper)!r}{c.unit}" for c in of] for of in (config.constraints, config.target))
     own = config.space == "own"
     options = {"space": None if own else config.space, "objectives": ",".join(o.name for o in config.objectives),
                "constraint": bounds, "budget": f"{config.seconds:.10g}s", "target": ends, "trials": config.trials,
                "networks": config.networks, "strategy": config.strategy, "min_gain": config.min_gain, "device": config.device,
-               "mirror": config.mirror, "seed": config.seed, "out": str(out)}
+               "mirror": config.mirror, "image_size": config.image_size, "seed": config.seed, "out": str(out)}
     said = {name: value for name, value in options.items() if value is not None and value is not False and value != []}
     if own or config.given:
         said = {"constraints" if name == "constraint" else name: value for name, value in said.items()}
@@ -401,7 +411,8 @@ def command(config: Config, out: Path) -> str:
     words = ["nasopt", "search", "--data", config.data]
     for name, value in said.items():
         for each in value if isinstance(value, list) else [value]:
-            words += [f"--{name.replace('_', '-')}", *([] if each is True else [str(each)])]
+            text = "x".join(map(str, each)) if isinstance(each, tuple) else str(each)
+            words += [f"--{name.replace('_', '-')}", *([] if each is True else [text])]
     return shlex.join(words)
 
 
@@ -483,7 +494,7 @@ def tune(out: str | Path, name: str, *, budget: float | str = "5m", trials: int 
     Args:
         name: the network's id, or the beginning of one.
         budget: the time for everything: seconds, or a text such as "30m".
-        trials: trainings at most.
+        trials: trainings of the search at most; two more follow.
         objectives: ``error``, or ``error,seconds``: of the training.
         data, net: the data set and network that `search` was given, if they were not named by a word or path.
 

@@ -42,6 +42,9 @@ MARGIN = 0.05
 TIMED = {"cpu": (1, 5), "cuda": (20, 40)}
 """Steps before those that are timed, and those: a GPU first loads its kernels, and clocks up."""
 
+LEAST_SHARE = 0.2
+"""Of the budget: what final trainings have, whatever was spent before."""
+
 EXPORT_SECONDS = 4.0
 """What exporting and measuring one network takes, roughly."""
 
@@ -237,7 +240,7 @@ class Delivery:
         """
         found = Latency().compare([self.setup.delivered(net).eval() for net in nets], self.setup.example)
         files = [folder / "model.onnx" for folder in folders]
-        if not all(file.exists() for file in files):
+        if not files or not all(file.exists() for file in files):
             return found
         raw = torch.from_numpy(np.ascontiguousarray(self.setup.dataset.x[self.setup.split.train[:1]]))
         return [{**metrics, "latency_onnx_ms": t.median_ms, "latency_onnx_iqr_ms": t.iqr_ms}

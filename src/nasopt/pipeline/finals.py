@@ -47,7 +47,7 @@ class Finals(Parts):
         found = study.feasible() if setup.config.aims_at_target else study.front()
         if not found:
             raise InputError(nothing_found(study))
-        seconds = max(setup.config.seconds - spent, 0.2 * setup.config.seconds)
+        seconds = max(setup.config.seconds - spent, final.LEAST_SHARE * setup.config.seconds)
         return self._for_target(found, seconds) if setup.config.target else self._for_front(found, seconds)
 
     def _for_front(self, found: Sequence[Trial], seconds: float) -> dict[str, Any]:

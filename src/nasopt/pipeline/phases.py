@@ -247,7 +247,7 @@ class Phases(Parts):
         def compute() -> dict[str, float]:
             config = self.setup.config
             others = sum(seconds_of(config, phase) for phase in ("warm start", "search", "random search")) - self.measured
-            seconds = config.seconds - self.spent() - others
+            seconds = max(config.seconds - self.spent() - others, final.LEAST_SHARE * config.seconds)
             return {"seconds": seconds, "epoch": final.dearest(seconds, final.MIN_EPOCHS), "rate": warm.rate_of(self.setup)}
 
         return self.ledger.remember("dearest", compute)
@@ -255,7 +255,7 @@ class Phases(Parts):
     @cached_property
     def steps(self) -> Layers:
         """Rough times of training steps."""
-        return warm.step_table(self.setup.training.device)
+        return warm.step_table(self.setup)
 
     @cached_property
     def problem(self) -> Problem:
@@ -347,7 +347,8 @@ class Phases(Parts):
     def _stop(self, trials: Sequence[Trial]) -> str:
         """Why the search should end before its time is over, or an empty text."""
         config, problem = self.setup.config, self.problem
-        rules: list[Callable[[Sequence[Trial]], str]] = [Reached(problem, config.target)] if config.target else []
+        bounds = tuple(dict.fromkeys((*config.target, *(c for c in config.constraints if c.name == "error"))))
+        rules: list[Callable[[Sequence[Trial]], str]] = [Reached(problem, bounds)] if config.target else []
         rules += [] if config.min_gain is None else [SmallGain(problem, config.min_gain, config.seed)]
         if config.aims_at_target and len(problem.objectives) == 1:
             rules.append(target.Dearer(problem, self._dearest()["seconds"] + self.seconds("search"), config.seed))

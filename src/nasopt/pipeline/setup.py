@@ -55,6 +55,7 @@ class Config:
         device: where networks are trained (`nasopt.nets.train.device_of`); costs are measured on the CPU.
         mirror: networks are delivered as `nasopt.nets.train.Mirrored`, and all costs but those of training are theirs.
         given: the data set was given from Python; ``data`` is its name.
+        image_size: (height, width) to which the images of a folder are resized.
     """
 
     data: str
@@ -72,6 +73,7 @@ class Config:
     device: str = "cpu"
     mirror: bool = False
     given: bool = False
+    image_size: tuple[int, int] | None = None
 
     @property
     def aims_at_target(self) -> bool:
@@ -93,7 +95,8 @@ class Config:
         """The inverse of `to_json`."""
         return cls(**{**data, "objectives": tuple(Objective(**o) for o in data["objectives"]),
                       "constraints": tuple(Constraint(**c) for c in data["constraints"]),
-                      "target": tuple(Constraint(**c) for c in data.get("target", ()))})
+                      "target": tuple(Constraint(**c) for c in data.get("target", ())),
+                      "image_size": tuple(data["image_size"]) if data.get("image_size") else None})
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +182,8 @@ def check_config(config: Config) -> None:
         raise InputError(f"every objective is minimised and named once, got {', '.join(names)}: mend the list.")
     if "error" not in names:
         raise InputError("the objectives must include 'error': without it nothing would be learned; add it.")
+    if config.given and config.image_size is not None:
+        raise InputError("image_size resizes folders of images only, and this data set is loaded already: leave image_size out.")
     catalogue.check_name(config.strategy)
     if device_of(config.device).type != "cpu" and config.strategy in catalogue.NETWORKS:
         raise InputError(f"the strategy {config.strategy!r} runs on the CPU, not on {config.device!r}: choose another strategy "

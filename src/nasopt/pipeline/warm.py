@@ -44,8 +44,7 @@ from nasopt.strategies.evolution import NSGA2
 from nasopt.trial import Constraint, Metrics, Objective, Problem, Trial
 
 ROWS = 64
-"""Images in the step that a layer's training time is measured with on a CPU; on a GPU, where small steps are all the same, it
-is a whole batch."""
+"""Images in the step that a layer's training time is measured with on a CPU."""
 
 LARGE, SMALL = 3, 9
 """Networks handed over of the search for the most capacity, which are dear to judge and much alike, and of each other search."""
@@ -77,13 +76,16 @@ def affordable(rate: float, epoch: float) -> Constraint:
 def rate_of(setup: Setup) -> float:
     """``step_ms`` of a network for every second that an epoch of it takes: those of a hand-designed one, which is timed."""
     net = next(iter(final.designed(setup).values()))
-    step = step_table(setup.training.device)(net, setup.example)["step_ms"]
+    step = step_table(setup)(net, setup.example)["step_ms"]
     return step / final.epoch_seconds(net, setup.lessons, train.Recipe(), setup.augment)
 
 
-def step_table(device: torch.device = train.CPU) -> Layers:
-    """``step_ms``: what a training step of `ROWS` images takes on a device, as a sum over layers."""
-    return Layers("step_ms", step_ms if device.type == "cpu" else partial(step_ms, device=device))
+def step_table(setup: Setup) -> Layers:
+    """``step_ms``: what a training step takes where networks are trained, as a sum over layers: on a CPU of `ROWS` images, on a
+    GPU of a whole batch, since there small steps all take the same time."""
+    device = setup.training.device
+    rows = train.Recipe().batch_for(setup.lessons)
+    return Layers("step_ms", step_ms if device.type == "cpu" else partial(step_ms, device=device, rows=rows))
 
 
 def start(setup: Setup, seconds: float, epoch: float, rate: float, timed: Callable[[Arch], float],
@@ -146,7 +148,7 @@ def designs(setup: Setup, step_ms: float) -> list[Arch]:
     """The networks designed by hand that the space has (`nasopt.pipeline.setup.MEMBERS`), each scaled to what a training step of
     so many rough milliseconds allows, and to half of that; multiply-accumulates say what that is. Those that it allows as they
     are come first."""
-    net, found, others, table = setup.net, list[Arch](), list[Arch](), step_table(setup.training.device)
+    net, found, others, table = setup.net, list[Arch](), list[Arch](), step_table(setup)
     for design in MEMBERS.get(setup.config.space, lambda: ())():
         with suppress(InputError):  # no member, or no scaling as small as that
             arch = design(net)
@@ -175,7 +177,7 @@ def _distance(a: Arch, b: Arch) -> int:
 
 def rough_models(setup: Setup) -> list[CostModel]:
     """`rough_costs`; ``error``, as far as capacity tells; and ``step_ms``."""
-    return [capacity, *rough_costs(setup), step_table(setup.training.device)]
+    return [capacity, *rough_costs(setup), step_table(setup)]
 
 
 def rough_costs(setup: Setup) -> list[CostModel]:
@@ -195,20 +197,32 @@ def capacity(net: nn.Module, example: Tensor, /) -> Metrics:
     return {"error": 1 / (1 + math.cbrt(params(net) * sum(work.values()) * even) * seen(net, example))}
 
 
-def step_ms(layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], device: torch.device = train.CPU) -> float:
-    """Times a forward and a backward pass of a layer on `ROWS` images, as in training."""
-    twin = train.channels_last(copy.deepcopy(layer).train().requires_grad_().to(device))
-    given, more = tree_map(partial(_rows, device), inputs), tree_map(partial(_rows, device), dict(named))
-    return fastest_ms(partial(_step, twin, given, more, device), 2)
+def step_ms(layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], device: torch.device = train.CPU,
+            rows: int = ROWS) -> float:
+    """Times a forward and a backward pass of a layer on so many images, as in training: in parts, if they do not fit into the
+    device's memory together."""
+    parts = 1
+    while True:
+        try:
+            return parts * _timed(layer, inputs, named, device, max(1, rows // parts))
+        except torch.OutOfMemoryError:
+            if parts >= rows:
+                raise
+        parts *= 2
 
 
-def _rows(device: torch.device, value: Any) -> Any:
-    """A tensor of as many rows as a step has, instead of one, on the device."""
+def _timed(layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], device: torch.device, rows: int) -> float:
+    twin, many = train.channels_last(copy.deepcopy(layer).train().requires_grad_().to(device)), partial(_rows, device, rows)
+    return fastest_ms(partial(_step, twin, tree_map(many, inputs), tree_map(many, dict(named)), device), 2)
+
+
+def _rows(device: torch.device, count: int, value: Any) -> Any:
+    """A tensor of so many rows instead of one, on the device."""
     if not isinstance(value, Tensor):
         return value
     if not value.ndim:
         return value.to(device)
-    rows = batch_of(value, ROWS if device.type == "cpu" else train.Recipe().batch).to(device)
+    rows = batch_of(value, count).to(device)
     rows = rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
     return rows.requires_grad_(rows.is_floating_point())
 

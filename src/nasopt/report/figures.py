@@ -92,7 +92,7 @@ class Series:
 def front(results: Results) -> Panel | None:
     """All trained networks on two axes that the reader chooses, with error bars; None without networks."""
     nets = record.networks(results)
-    quantities = [quantity(k) for k in record.keys_of(n.metrics for n in nets) if k != "latency_iqr_ms"]
+    quantities = [quantity(k) for k in record.keys_of(n.metrics for n in nets) if not k.endswith("_iqr_ms")]
     if len(quantities) < 2:
         return None
     keys = [q.key for q in quantities]

@@ -128,10 +128,9 @@ class Value:
 
 
 def _table(nets: Sequence[Network]) -> dict[str, Any]:
-    """One column for every metric that any network has, without the latency's spread where its quartiles are shown."""
-    keys = record.keys_of(n.metrics for n in nets)
-    if any("latency_ms" in n.intervals for n in nets):
-        keys = [k for k in keys if k != "latency_iqr_ms"]
+    """One column for every metric that any network has, without a latency's spread where its quartiles are shown."""
+    shown = {key.removesuffix("_ms") + "_iqr_ms" for n in nets for key in n.intervals}
+    keys = [k for k in record.keys_of(n.metrics for n in nets) if k not in shown]
     return {"columns": [quantity(k).title for k in keys], "files": any(n.files for n in nets),
             "rows": [{"name": n.name, "group": n.group, "kind": record.GROUPS[n.group],
                       "values": [_value(n, k) for k in keys], "files": [(f, link(p)) for f, p in n.files.items()]}

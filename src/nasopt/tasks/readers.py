@@ -214,7 +214,7 @@ def _decode(files: Sequence[Path], mode: str, image_size: tuple[int, int] | None
         if image.size != size and image_size is None:
             raise InputError(
                 f"images differ in size ('{files[0]}' is {size[0]}x{size[1]}, '{file}' {image.width}x{image.height}): "
-                "resize them to one size, or load them with nasopt.tasks.data.load(path, image_size=(height, width))."
+                "resize them to one size, or give image_size=(height, width), on the command line --image-size."
             )
         x[i] = np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BILINEAR))
     return x
