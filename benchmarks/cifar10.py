@@ -6,10 +6,10 @@ Every seed is one run of `nasopt.search` in the space ``fast`` (on a GPU ``fast-
 a target for the validation part, which ends the run. Beside it, in the same space, with the same parts and recipe: random search
 with the same budget and target; networks designed by hand (airbench94, ResNet-18, MobileNetV2, on a GPU airbench96), trained once
 each for all of the time; and the same, scaled to the latency of the network that was found with this seed and trained for as long
-as it was. No network is trained for more epochs than `nasopt search` would. The test part is used once for every network that is
-delivered, on its exported file. Where images are mirrored in training, all networks answer with the mean for an image and its
-mirror image. DARTS of first order, in fp32 and plain memory order, is timed for some steps; its search of 50 epochs of half of
-the images by 64 is extrapolated from their median.
+as it was (left out where no scaling is as fast). No network is trained for more epochs than `nasopt search` would. The test part
+is used once for every network that is delivered, on its exported file. Where images are mirrored in training, all networks answer
+with the mean for an image and its mirror image. DARTS of first order, in fp32 and plain memory order, is timed for some steps; a
+search of 50 epochs of half of the images by 64 is extrapolated from their median.
 
 Every single run is kept in a folder (``--keep``): what is there is read, what was interrupted goes on, ``--only`` says what is
 run now, and the record holds all that is there and, from an earlier record with these settings on this machine, all that is not.
@@ -122,7 +122,8 @@ def designed(name: str, data: Dataset, config: Config, folder: Path, found: Mapp
         epoch = final.epoch_seconds(choices.extract(setup.net, arch), setup.lessons, Recipe(), setup.augment)
         left = config.seconds - final.EXPORT_SECONDS - (time.perf_counter() - began)
         seconds = left if found is None else found["best_seconds"]
-        return {"arch": arch, "epochs": float(np.clip(seconds / epoch, 0.5, final.MAX_EPOCHS))}
+        epochs = float(np.clip(seconds / epoch, 0.5, final.MAX_EPOCHS))
+        return {"arch": arch, "epochs": epochs, "seconds": epochs * epoch}
 
     delivery = final.Delivery(setup, Recipe())
     with closing(Sqlite(folder / "study.db")) as storage:
@@ -130,7 +131,7 @@ def designed(name: str, data: Dataset, config: Config, folder: Path, found: Mapp
         planned = ledger.remember("plan", plan)
         net = choices.extract(setup.net, planned["arch"])
         with ledger.timed("final training"):
-            record = delivery(net, 0, planned["epochs"], place, lambda done, total: None, kept)
+            record = delivery(net, 0, planned["epochs"], place, lambda done, total: None, kept, planned["seconds"])
         peaks = ledger.peaks("final training")
     record["metrics"] |= delivery.latencies([net], [place])[0]
     met = all(c.met(record["metrics"]) for c in config.target)
@@ -210,8 +211,8 @@ def gathered(folder: Path) -> dict[str, dict[str, list[Any]]]:
     """All runs that are there: part -> field -> one value a seed."""
     found = dict[str, dict[str, list[Any]]]()
     for part in TITLES:
-        files = sorted(folder.glob(f"{part}-*.json"), key=lambda path: int(path.stem.rsplit("-", 1)[1]))
-        runs = [{"seed": int(path.stem.rsplit("-", 1)[1]), **json.loads(path.read_text())} for path in files]
+        seeds = sorted(int(path.stem.rsplit("-", 1)[1]) for path in folder.glob(f"{part}-[0-9]*.json"))
+        runs = [{"seed": seed, **json.loads((folder / f"{part}-{seed}.json").read_text())} for seed in seeds]
         if runs:
             found[part] = {name: [run.get(name) for run in runs] for name in ("seed", *FIELDS)}
     return found
@@ -324,7 +325,12 @@ def run(given: argparse.Namespace) -> None:
             config = Config(given.name, "fast-wide" if wide else "fast", seconds=60 * given.minutes, seed=seed, target=target,
                             device=given.device, mirror=mirror)
             for part in [part for part in TITLES if part in only]:
-                once(folder / f"{part}-{seed}.json", partial(one, part, data, config, folder))
+                try:
+                    once(folder / f"{part}-{seed}.json", partial(one, part, data, config, folder))
+                except InputError as problem:
+                    if not part.endswith("-scaled"):
+                        raise
+                    print(f"{part}-{seed} is left out: {problem}", flush=True)
     if "darts" in only:
         once(folder / "darts.json", lambda: darts(given.darts_steps, given.darts_channels, device))
     methods = gathered(folder)

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nasopt.errors import InputError
 from nasopt.machine import machine
+from nasopt.spaces.scaling import Scaled
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -42,8 +44,9 @@ def test_a_version_is_marked_where_a_program_differs(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_the_headline_s_script_at_tiny_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every kind of part; what another call finds in the record is not run again."""
+def test_the_headline_s_script_at_tiny_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    """Every kind of part, one of which cannot be scaled; what another call finds in the record is not run again."""
     cifar10, common = script("cifar10", monkeypatch), script("common", monkeypatch)
     for module in (cifar10, common):
         monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
@@ -52,7 +55,7 @@ def test_the_headline_s_script_at_tiny_size(tmp_path: Path, monkeypatch: pytest.
     x = rng.integers(0, 156, (480, 32, 32, 3)) + 10 * y[:, None, None, None]
     parts = {"x_train": x[:400], "y_train": y[:400], "x_test": x[400:], "y_test": y[400:]}
     np.savez(tmp_path / "tiny.npz", **{name: part.astype(np.uint8) for name, part in parts.items()})  # type: ignore[arg-type]
-    words = ["cifar10.py", "--data", str(tmp_path / "tiny.npz"), "--name", "tiny", "--minutes", "0.2", "--target", "error<=1%",
+    words = ["cifar10.py", "--data", str(tmp_path / "tiny.npz"), "--name", "tiny", "--minutes", "0.4", "--target", "error<=1%",
              "--seeds", "3", "--images", "300", "--darts-steps", "1", "--darts-channels", "4"]
 
     def record(folder: str, *only: str) -> dict[str, Any]:
@@ -61,13 +64,24 @@ def test_the_headline_s_script_at_tiny_size(tmp_path: Path, monkeypatch: pytest.
         found: dict[str, Any] = json.loads((tmp_path / "results/tiny-cpu.json").read_text())
         return found
 
-    first = record("one", "nasopt", "resnet18", "resnet18-scaled", "darts")
+    record("one", "nasopt", "mobilenetv2", "darts")
+    tried = list[dict[str, int]]()
+
+    def within(net: object, arch: dict[str, int], *given: object) -> Scaled:
+        tried.append(arch)
+        if len(tried) == 1:
+            raise InputError("too fast.")
+        return Scaled(arch, 32, 1.0)
+
+    monkeypatch.setattr(cifar10.scaling, "within", within)
+    first = record("one", "airbench94-scaled", "mobilenetv2-scaled")
+    assert "airbench94-scaled-3 is left out: too fast." in capsys.readouterr().out
     assert first["settings"]["target"] == "error <= 0.01" and first["machine"] == machine()
-    assert set(first["methods"]) == {"nasopt", "resnet18", "resnet18-scaled"}
+    assert set(first["methods"]) == {"nasopt", "mobilenetv2", "mobilenetv2-scaled"}
     for runs in first["methods"].values():
         assert set(runs) == {"seed", *cifar10.FIELDS} and runs["seed"] == [3]
         assert 0 <= runs["test_accuracy"][0] <= 100 and runs["latency_ms"][0] > 0 and runs["total_seconds"][0] > 0
-    found, scaled = first["methods"]["nasopt"], first["methods"]["resnet18-scaled"]
+    found, scaled = first["methods"]["nasopt"], first["methods"]["mobilenetv2-scaled"]
     assert first["search_seconds"] == found["search_seconds"] and found["candidates"][0] >= 1
     assert found["total_seconds"][0] >= found["search_seconds"][0] + found["training_seconds"][0] - 1e-6
     assert scaled["training_seconds"][0] < found["total_seconds"][0]
@@ -77,7 +91,7 @@ def test_the_headline_s_script_at_tiny_size(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(cifar10, "one", lambda *given: pytest.fail("this was run before"))
     monkeypatch.setattr(cifar10, "darts", lambda *given: pytest.fail("this was timed before"))
-    again = record("two", "nasopt", "resnet18", "resnet18-scaled", "darts")
+    again = record("two", "nasopt", "mobilenetv2", "mobilenetv2-scaled", "darts")
     assert again["methods"] == first["methods"] and again["darts"] == first["darts"]
     words[words.index("300")] = "200"
     with pytest.raises(SystemExit, match="holds runs with other settings"):

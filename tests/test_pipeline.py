@@ -326,7 +326,7 @@ def test_a_final_training_that_was_interrupted_goes_on_from_its_checkpoint(setup
 
         found.clear()
         steps.clear()
-        Finals(setup, storage, Folder(tmp_path), Quiet(print)).deliver([], [2.0, 0.5])
+        Finals(setup, storage, Folder(tmp_path), Quiet(print)).deliver([], {"epochs": [2.0, 0.5]})
         return dict(found)
 
     monkeypatch.setattr("nasopt.pipeline.kept.EVERY", 0.0)

@@ -17,6 +17,7 @@ from nasopt import job, space
 from nasopt.errors import InputError
 from nasopt.goals import parse_constraint
 from nasopt.pipeline import final, setup, target
+from nasopt.pipeline import finals as finals_module
 from nasopt.pipeline.finals import Finals
 from nasopt.pipeline.setup import EXPECTED, Config
 from nasopt.run.search import Budget, search
@@ -174,6 +175,25 @@ def test_the_first_training_follows_from_the_epochs_behind_the_expectation(monke
     assert asked == [pytest.approx(20 * 1.2 ** (1 / target.LATE) / 100)]
 
 
+def test_timing_the_networks_is_paid_for_and_trainings_have_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 s of 1000 for two networks; of the 800 s that are left, half were planned to be needed."""
+    now = [0.0]
+
+    def epoch_of(setup: object, arch: object) -> float:
+        now[0] += 100.0
+        return 10.0
+
+    monkeypatch.setattr(finals_module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(final, "epoch_of", epoch_of)
+    monkeypatch.setattr(target, "trainings", lambda epoch, seconds, share: [(1, seconds / 2 / epoch[1])])
+    finals = Finals(SimpleNamespace(config=Config("x", target=(PARAMS,), networks=5)), None, None, None)  # type: ignore[arg-type]
+    found = [trial(k, **{EXPECTED: 0.06, target.EPOCHS: 20.0, "params": 1.0, "error": 0.4})
+             for k in range(2)]
+    plan = finals._for_target(found, 1000.0)
+    assert (plan["epochs"], plan["seconds"]) == ([40.0], [400.0])
+    assert finals._for_target(found, 300.0)["seconds"] == [75.0], "half of what there is, however long that took"
+
+
 # --------------------------------------------------------------------------------------------------------------- the verdict
 def test_the_verdict() -> None:
     first, good = record("aa", 0.081, params=900.0, latency_ms=1.0), record("bb", 0.055, params=900.0, latency_ms=1.0)
@@ -210,9 +230,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_ends_when_the_target_is_met(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Learned from the training part alone, judged by the validation part, and the test part is looked at once."""
     learned, tested = list[int](), list[str]()
-    fit, mistakes = final.train.fit, final.Delivery.mistakes
+    fit, mistakes, times = final.train.fit, final.Delivery.mistakes, list[Any]()
     monkeypatch.setattr(final.train, "fit", lambda net, images, *rest, **more: learned.append(len(images))
-                        or fit(net, images, *rest, **more))
+                        or times.append(more.get("within")) or fit(net, images, *rest, **more))
     monkeypatch.setattr(final.Delivery, "mistakes", lambda self, folder, files: tested.append(folder.name)
                         or mistakes(self, folder, files))
     monkeypatch.setattr(target, "trainings", lambda epoch, seconds, share: [(0, 6.0), (0, 12.0)])
@@ -221,6 +241,7 @@ def test_a_run_ends_when_the_target_is_met(data: Path, tmp_path: Path, monkeypat
     (net,) = found.front()
     assert results["target"]["met"] and results["target"]["network"] == net.id and net.metrics["error"] <= 0.66
     assert tested == [net.id] and learned[-1] == results["data"]["train"]
+    assert times[0] is None and times[-1][0] > 0 and times[-1][1] == final.MAX_EPOCHS, "only what is delivered has a time"
     assert set(results["search"]["curves"]) == {"hybrid"} and results["designed"] == []
     assert "1 more training was skipped" in results["target"]["sentence"]
     assert "of the search meets" in results["search"]["stopped"] and len(results["search"]["trials"]) < 6
@@ -245,7 +266,7 @@ def test_a_run_that_misses_its_target_ends_with_the_best_it_has(data: Path, tmp_
     assert found.results["target"]["sentence"].endswith(" above.")
     trained = {r["id"]: r["epochs"] for r in found.results["front"] + found.results["dominated"]}
     short, long = sorted(trained)
-    assert long == f"{short}-2" and trained == {short: 0.5, long: 1.0}
+    assert long == f"{short}-2" and trained == {short: 10 / 21, long: 1.0}, "epochs of 21 steps"
     assert job.export(found.path, short, "torch", tmp_path / "net.pt2").read_bytes() == (
         found.path / "models" / short / "model.pt2").read_bytes()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice, pairwise
 
@@ -208,6 +209,38 @@ def test_a_learning_curve_has_points_after_epochs_and_at_the_end() -> None:
     seconds = [p["seconds"] for p in fitted.curve]
     assert seconds[0] > 0 and seconds == sorted(seconds)
     assert all(torch.equal(a, b) for a, b in zip(watched.state_dict().values(), alone.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize(("pace", "seconds", "steps"), [
+    (lambda done: 1.0, 240.0, 240),  # as planned
+    (lambda done: 1.5, 240.0, 160), (lambda done: 0.5, 240.0, 400),  # no more than 20 epochs of 20 steps
+    (lambda done: 1.0 + (done > 100), 240.0, 176), (lambda done: 2.0 - (done > 60), 240.0, 169),  # 170 and 180 would be exact
+    (lambda done: 3.0, 40.0, 22),  # a tenth more than when it was seen
+])
+def test_a_training_with_a_time_takes_that_whatever_the_machine_does(pace: Callable[[int], float], seconds: float, steps: int,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """240 steps of a second were planned. Going on from a checkpoint comes to the same weights."""
+    def fit(resume: Checkpoint | None = None) -> tuple[train.Fitted, list[torch.Tensor], list[Checkpoint]]:
+        now, points, net = [0.0], list[Checkpoint](), small()
+
+        def watch(done: int, planned: int) -> None:
+            now[0] += pace(done)
+            rates.append(train.triangle(done - 1, planned, 0.05))
+
+        monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
+        fitted = train.fit(net, images(60), train.Recipe(epochs=12), train.Augment(translate=1), 5, 2, watch, resume=resume,
+                           keep=lambda make: points.append(make()), within=(seconds, 20.0))
+        return fitted, list(net.state_dict().values()), points
+
+    rates = list[float]()
+    fitted, whole, points = fit()
+    assert fitted.steps == pytest.approx(steps, abs=2)
+    assert fitted.curve[-1]["epochs"] == fitted.steps / 20
+    assert steps == 22 or fitted.seconds <= seconds + 20
+    assert max(rates) == 1 and rates[-1] < 0.05
+    again, weights, _ = fit(points[len(points) // 2])
+    assert again.steps == fitted.steps
+    assert all(torch.equal(a, b) for a, b in zip(whole, weights, strict=True))
 
 
 def test_batches_can_begin_anywhere() -> None:

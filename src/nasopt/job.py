@@ -260,7 +260,7 @@ def _carry_out(phases: Phases) -> Run:
         finals = Finals(phases.setup, phases.storage, phases.folder, phases.display)
         plan = finals.finalists(study, phases.spent())
         chosen = [next(t for t in study.trials if t.ask.number == n) for n in plan["numbers"]]
-        trained, designed = finals.deliver(chosen, plan["epochs"])
+        trained, designed = finals.deliver(chosen, plan)
     plan = {**plan, "epochs": plan["epochs"][:len(trained) + len(designed)], "skipped": len(chosen) - len(trained)}
     results = assemble(phases, progress_of(studies, times), trained, designed, trust, plan)
     folder.write_json("results.json", results)
@@ -306,7 +306,8 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
         "provenance": {**phases.ledger.recall("origin"), "started": phases.ledger.recall("started"),
                        "phases": {p: phases.ledger.seconds(p) for p in phase.PHASES}, "total_seconds": phases.spent(),
                        "peak_memory_mb": {p: peaks for p in phase.PHASES if (peaks := phases.ledger.peaks(p))},
-                       "epochs": max(plan["epochs"]), "bf16": setup.training.device.type != "cpu" or bf16_pays(),
+                       "epochs": max([r["epochs"] for r in (*trained, *designed)] or plan["epochs"]),
+                       "bf16": setup.training.device.type != "cpu" or bf16_pays(),
                        "warnings": warnings(phases, front, [*delivered, *baselines], plan)},
     }
 

@@ -254,7 +254,8 @@ LOOKS = 8
 def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, seed: int, number: int = 0,
         watch: Callable[[int, int], None] | None = None, *, resume: Checkpoint | None = None,
         keep: Callable[[Callable[[], Checkpoint]], None] | None = None, tell: Callable[[str], None] | None = None,
-        judge: Callable[[nn.Module], Mapping[str, float]] | None = None) -> Fitted:
+        judge: Callable[[nn.Module], Mapping[str, float]] | None = None,
+        within: tuple[float, float] | None = None) -> Fitted:
     """Trains ``net`` in place, where the images are; there it stays.
 
     If a GPU's memory is too small for a batch, batches go through the network in 2, 4, ... parts from then on, whose gradients
@@ -270,6 +271,9 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, seed: in
         judge: what else a point of the learning curve tells, of the network in evaluation mode. There are points at the end and
             after epochs, evenly, `LOOKS` or one more: ``epochs`` and ``seconds`` so far, and ``loss``, the mean over the last
             tenth of all steps, or over all so far if they are fewer.
+        within: the seconds that the training is to take, and the epochs that it may have: from the warm-up to the last tenth
+            of the steps, how many there are is planned anew after every epoch (`replanned`), since no few steps that were timed
+            before tell how fast a machine will be for an hour. What is random is then reproducible, how many steps are not.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -285,9 +289,12 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, seed: in
     if resume is not None:
         first, tail, curve = resume.step, list(resume.losses), list(resume.curve)
         started -= resume.seconds
+        steps = steps if within is None else resume.steps
         _restore(resume, steps, net, opts, slow)
     unread = list[Tensor]()
-    for step, (x, y) in zip(range(first, steps), batches(data, batch, augment, seed, number, first), strict=False):
+    for step, (x, y) in enumerate(batches(data, batch, augment, seed, number, first), first):
+        if step >= steps:
+            break
         set_rates(opts, triangle(step, steps, recipe.warmup))
         while True:
             try:
@@ -309,6 +316,8 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, seed: in
             slow.step(done, steps)
         epoch = len(data) // batch
         epoch_ends = done % epoch == 0
+        if within is not None and epoch_ends and recipe.warmup <= done / steps <= 0.9:
+            steps = replanned(done, time.perf_counter() - started, within[0], round(within[1] * epoch))
         if data.device.type == "cpu" or len(unread) == READ or epoch_ends or done == steps:
             tail = [*tail, *_read(unread, done, steps)][-max(1, steps // 10):]
             unread.clear()
@@ -320,10 +329,15 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, seed: in
             seconds = time.perf_counter() - started
             curve.append({"epochs": done / epoch, "seconds": seconds, "loss": sum(tail) / len(tail), **more})
         if keep is not None and epoch_ends:
-            keep(lambda done=done, tail=tuple(tail): Checkpoint(  # type: ignore[misc]
+            keep(lambda done=done, steps=steps, tail=tuple(tail): Checkpoint(  # type: ignore[misc]
                 done, steps, time.perf_counter() - started, tail, _tensors(net, opts, slow), tuple(curve)))
     net.eval()
     return Fitted(time.perf_counter() - started, steps, sum(tail) / len(tail), tuple(curve))
+
+
+def replanned(done: int, spent: float, seconds: float, most: int) -> int:
+    """How many steps fit into so many seconds at the pace of those that are done: a tenth more than these at least."""
+    return done + max(1, done // 10, min(most - done, round(done * (seconds / spent - 1))))
 
 
 def whiten(net: nn.Module, data: Images) -> None:

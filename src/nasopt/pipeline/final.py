@@ -179,7 +179,7 @@ class Delivery:
     tell: Callable[[str], None] | None = None
 
     def __call__(self, net: nn.Module, number: int, epochs: float, folder: Path, watch: Callable[[int, int], None],
-                 kept: Kept) -> dict[str, Any]:
+                 kept: Kept, seconds: float | None = None) -> dict[str, Any]:
         """A record {metrics, intervals, files, epochs, training_seconds, curve}, without latencies; files are relative to the
         run folder. The training goes on from the last checkpoint of ``kept``, and leaves others there.
 
@@ -187,12 +187,15 @@ class Delivery:
         target from the images that do not judge, and ``error`` is the validation error.
         ``test_error`` is counted on the exported ONNX file (or the ``torch.export`` file if ONNX is not installed), on the
         images exactly as the user has them. The intervals of errors are Wilson's, 95 %.
+
+        With ``seconds`` the training is to take about so long, and the epochs are what that is thought to allow.
         """
         setup = self.setup
         recipe = replace(self.recipe, epochs=epochs)
         fitted = train.fit(net, setup.lessons, recipe, setup.augment, setup.config.seed, number, watch,
                            resume=kept.recall(), keep=kept.keep, tell=self.tell,
-                           judge=self.judged if setup.config.target else None)
+                           judge=self.judged if setup.config.target else None,
+                           within=None if seconds is None else (seconds, MAX_EPOCHS))
         net = setup.delivered(net).eval()
         metrics, intervals = dict[str, float](), dict[str, list[float]]()
         if setup.config.target:
@@ -204,8 +207,8 @@ class Delivery:
         files = self.export(net, folder)
         wrong, n = self.mistakes(folder, files)
         metrics["test_error"], intervals["test_error"] = wrong / n, wilson(wrong, n)
-        return {"metrics": metrics, "files": files, "epochs": epochs, "training_seconds": fitted.seconds,
-                "curve": [dict(point) for point in fitted.curve], "intervals": intervals}
+        return {"metrics": metrics, "files": files, "epochs": epochs if seconds is None else fitted.curve[-1]["epochs"],
+                "training_seconds": fitted.seconds, "curve": [dict(point) for point in fitted.curve], "intervals": intervals}
 
     def judged(self, net: nn.Module) -> dict[str, float]:
         """What a learning curve tells of a network that is not ready."""

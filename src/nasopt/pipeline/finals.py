@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -73,14 +74,16 @@ class Finals(Parts):
 
     def _for_target(self, found: Sequence[Trial], seconds: float) -> dict[str, Any]:
         """The trainings of a run with a target (`target.trainings`): no hand-designed networks, all the time for the target."""
-        config = self.setup.config
+        config, began = self.setup.config, time.perf_counter()
         chosen = target.ordered(found, config.target)[:config.networks]
         epoch, share = [final.epoch_of(self.setup, t.ask.arch) for t in chosen], 0.0
+        seconds = max(seconds - (time.perf_counter() - began), seconds / 2)
         if config.aims_at_target:
             best = chosen[0].metrics
             share = target.needed(best[EXPECTED], best[target.EPOCHS], config.target) * epoch[0] / seconds
         plan = target.trainings(epoch, seconds, share)
-        return {"numbers": [chosen[k].ask.number for k, _ in plan], "epochs": [n for _, n in plan], "dear": []}
+        return {"numbers": [chosen[k].ask.number for k, _ in plan], "epochs": [n for _, n in plan],
+                "seconds": [n * epoch[k] for k, n in plan], "dear": []}
 
     def _timed_together(self, trials: Sequence[Trial], nets: Sequence[nn.Module]) -> tuple[list[Trial], list[Metrics]]:
         """The trials and the costs of the networks; latencies in PyTorch were timed by turns just now, so that they can be
@@ -97,18 +100,20 @@ class Finals(Parts):
             costs = [{**c, **m} for c, m in zip(costs, times[len(trials):], strict=True)]
         return list(trials), costs
 
-    def deliver(self, trials: Sequence[Trial], epochs: Sequence[float]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def deliver(self, trials: Sequence[Trial], plan: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Trains, exports and measures the finalists and the hand-designed networks: their records. With a target there are no
-        hand-designed ones, and it ends with the first network that meets the target."""
+        hand-designed ones, every training has its time, whatever the epochs, and it ends with the first network that meets the
+        target."""
         config, problem = self.setup.config, self.setup.problem
         orders = [self._found(t, sum(u is t for u in trials[:k])) for k, t in enumerate(trials)]
         orders += [] if config.target else [self._designed(name) for name in final.designed(self.setup)]
         delivery, records = final.Delivery(self.setup, train.Recipe(), self.display.log), []
         with self.display.phase("final training") as watch:
-            for number, (order, length) in enumerate(zip(orders, epochs, strict=True)):
+            times = plan.get("seconds", [None] * len(orders))
+            for number, (order, length, seconds) in enumerate(zip(orders, plan["epochs"], times, strict=True)):
                 tick = partial(_within, watch, number, len(orders), order.id)
                 kept = Kept(self.storage, f"checkpoint {order.id}")
-                train_it = partial(self._delivered, delivery, order, number, length, tick, kept)
+                train_it = partial(self._delivered, delivery, order, number, length, tick, kept, seconds)
                 records.append(self.ledger.remember(f"final {order.id}", train_it))
                 kept.forget()
                 if config.target and target.meets(config.target, problem, target.judged(records[-1])):
@@ -146,14 +151,14 @@ class Finals(Parts):
         return Order(name.lower().replace(" ", "-"), {"name": name}, lambda: final.designed(self.setup)[name])
 
     def _delivered(self, delivery: final.Delivery, order: Order, number: int, epochs: float,
-                   watch: Callable[[int, int], None], kept: Kept) -> dict[str, Any]:
+                   watch: Callable[[int, int], None], kept: Kept, seconds: float | None) -> dict[str, Any]:
         """The record of one network; of one whose training fails, the error."""
         folder = self.folder.model(order.id)
         shutil.rmtree(folder, ignore_errors=True)
         with self.folder.writing(folder):
             folder.mkdir(parents=True)
         try:
-            found = delivery(order.build(), number, epochs, folder, watch, kept)
+            found = delivery(order.build(), number, epochs, folder, watch, kept, seconds)
         except (ExportError, FloatingPointError, MemoryError) as problem:
             found = {"failed": one_line(problem)}
         return {"id": order.id, **order.about, **found}
