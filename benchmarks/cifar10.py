@@ -268,7 +268,7 @@ def ahead(methods: Mapping[str, Mapping[str, Sequence[Any]]], part: str) -> tupl
     if part == "nasopt" or "nasopt" not in methods:
         return None, None
     ours, theirs = (dict(zip(methods[p]["seed"], methods[p]["test_accuracy"], strict=True)) for p in ("nasopt", part))
-    more = [round(ours[seed] - theirs[seed], 9) for seed in ours if seed in theirs]
+    more = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     found = t_interval(more)
     return (round(float(np.mean(more)), 9) if more else None), (None if found is None else f"[{found[0]:.2f}, {found[1]:.2f}]")
 

@@ -466,8 +466,12 @@ def test_brief_trainings_are_planned_by_their_own_steps(longer: float, setup: Se
 
     monkeypatch.setattr(final, "epoch_seconds", seconds)
     config = replace(setup.config, seconds=1e5)
+    plain = phases.Phases(replace(setup, config=config), Memory(), Folder(tmp_path), Display(lambda line: None, False))
+    config = replace(config, target=(Constraint("error", 0.1),))
     run = phases.Phases(replace(setup, config=config), Memory(), Folder(tmp_path), Display(lambda line: None, False))
-    run.ledger.store("trainable", {"ms": 1e9, "witnesses": [0, 1]})
+    for each in (plain, run):
+        each.ledger.store("trainable", {"ms": 1e9, "witnesses": [0, 1]})
+    assert plain.low_fidelity().epochs > 0 and "final" not in plain.ledger.recall("low fidelity"), "which only a target asks for"
     recipe = run.low_fidelity()
     assert recipe.epochs == pytest.approx(min(final.MAX_EPOCHS / 4, run.seconds("search") / phases.CANDIDATES / 0.5))
     assert run.ledger.recall("low fidelity") == {"epochs": recipe.epochs, "seconds": recipe.epochs * 0.5, "final": longer}

@@ -171,16 +171,20 @@ class Phases(Parts):
 
     def low_fidelity(self) -> train.Recipe:
         """A recipe so short that `CANDIDATES` trainings of a random network that is not too dear fit into a search's share of the
-        time, but of `MIN_BRIEF` steps at least. The ledger also knows how many times as long an epoch of a final training is."""
+        time, but of `MIN_BRIEF` steps at least. For a target the ledger also knows how many times as long an epoch of a final
+        training is."""
         recipe = train.Recipe(epochs=1.0, batch=SMALL_BATCH)
 
         def plan() -> dict[str, float]:
             s, archs = self.setup, self.trainable()[1]
             brief = sum(final.epoch_of(s, a, recipe, s.training) for a in archs)
-            per_epoch, last = brief / len(archs), sum(final.epoch_of(s, a) for a in archs)
+            per_epoch = brief / len(archs)
             least = MIN_BRIEF / train.steps_of(s.training, recipe)
             epochs = min(final.MAX_EPOCHS / 4, max(least, self.seconds("search") / CANDIDATES / per_epoch))
-            return {"epochs": epochs, "seconds": epochs * per_epoch, "final": last / brief}
+            found = {"epochs": epochs, "seconds": epochs * per_epoch}
+            if s.config.aims_at_target:
+                found["final"] = sum(final.epoch_of(s, a) for a in archs) / brief
+            return found
 
         return recipe.scaled(self.ledger.remember("low fidelity", plan)["epochs"])
 
