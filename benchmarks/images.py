@@ -1,7 +1,7 @@
 """Shows: the main job on a data set of images, over seeds: best test accuracy, the front, hypervolume against random search
 at equal cost and against the two hand-designed networks.
 
-    python benchmarks/images.py --data PATH --budget 30m --seeds 0 1 2 [--name cifar10] [--runs FOLDER]
+    python benchmarks/images.py --data PATH --budget 30m --seeds 0 1 2 [--space cells] [--name cifar10] [--runs FOLDER]
 
 Every seed is one complete run of `nasopt.search` in FOLDER/NAME-SEED (default runs/); runs that are there already are read,
 unfinished ones resumed. Leave the machine idle: latencies are measured.
@@ -28,11 +28,12 @@ def dominates(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
     return all(a[k] <= b[k] for k in KEYS) and any(a[k] < b[k] for k in KEYS)
 
 
-def one(data: str, budget: str, seed: int, folder: Path) -> Mapping[str, Any]:
+def one(given: argparse.Namespace, seed: int) -> Mapping[str, Any]:
     """The record of one run."""
+    folder = given.runs / f"{given.name}-{seed}"
     if (folder / "study.db").exists():
         return nasopt.resume(folder).results
-    return nasopt.search(data, budget=budget, seed=seed, out=folder).results
+    return nasopt.search(given.data, space=given.space, budget=given.budget, seed=seed, out=folder).results
 
 
 def summary(seed: int, results: Mapping[str, Any]) -> list[Any]:
@@ -64,17 +65,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs, or reads, every seed and writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
+    parser.add_argument("--space", default="cells")
     parser.add_argument("--budget", default="30m")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--name", default="cifar10")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     given = parser.parse_args(argv)
-    records = {seed: one(given.data, given.budget, seed, given.runs / f"{given.name}-{seed}") for seed in given.seeds}
+    records = {seed: one(given, seed) for seed in given.seeds}
     rows = [summary(seed, r) for seed, r in records.items()]
     accuracy = np.array([row[1] for row in rows])
     spread = f", standard deviation {accuracy.std(ddof=1):.2f}" if len(rows) > 1 else ""
     write(f"images-{given.name}", {
-        "title": f"The main job on {given.name}, budget {given.budget} for search and training",
+        "title": f"The main job on {given.name}, space {given.space}, budget {given.budget} for search and training",
         "text": f"Best test accuracy: mean {accuracy.mean():.2f} %{spread}, n = {len(rows)} seeds; no significance is claimed "
                 "for so few. The interval of one run is Wilson's, 95 %. Hypervolume on logarithms of error, latency, memory: of "
                 "the trained networks as a share of the joint frame with the hand-designed ones; of the search as the ratio to "

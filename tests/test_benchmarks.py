@@ -81,10 +81,9 @@ def test_the_headline_s_script_at_tiny_size(tmp_path: Path, monkeypatch: pytest.
     for runs in first["methods"].values():
         assert set(runs) == {"seed", *cifar10.FIELDS} and runs["seed"] == [3]
         assert 0 <= runs["test_accuracy"][0] <= 100 and runs["latency_ms"][0] > 0 and runs["total_seconds"][0] > 0
-    found, scaled = first["methods"]["nasopt"], first["methods"]["mobilenetv2-scaled"]
+    found = first["methods"]["nasopt"]
     assert first["search_seconds"] == found["search_seconds"] and found["candidates"][0] >= 1
     assert found["total_seconds"][0] >= found["search_seconds"][0] + found["training_seconds"][0] - 1e-6
-    assert scaled["training_seconds"][0] < found["total_seconds"][0]
     assert first["darts"]["extrapolated_search_seconds"] == pytest.approx(19500 * first["darts"]["step_seconds"][0], rel=0.01)
     assert first["command"].endswith("--images 300 --seeds 3 --darts-steps 1 --darts-channels 4")
     assert "'error<=1%'" in first["command"]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nasopt import seed, space
 from nasopt.errors import InputError
-from nasopt.nets import choices
+from nasopt.nets import choices, relaxed
 from nasopt.nets.choices import (
     BatchNorm2d,
     Conv2d,
@@ -292,3 +292,24 @@ def test_a_choice_under_two_options_belongs_to_the_scope_around_both() -> None:
     arch = {"pick": 1, "pick.one.out_channels": 0}
     pick = choices.extract(net, arch)["pick"]
     assert isinstance(pick, nn.Conv2d) and (pick.out_channels, pick.kernel_size) == (2, (3, 3))
+
+
+class Block(nn.Identity):
+    pass
+
+
+class Block_3(nn.Identity):  # noqa: N801 - a name that a label may need
+    pass
+
+
+def test_options_without_labels_get_distinct_ones_whatever_their_types_are_called() -> None:
+    assert OneOf([Block_3(), Block(), Block(), Block()]).labels == ("Block_3", "Block", "Block_2", "Block_4")
+    assert OneOf([Block(), Block(), Block(), Block_3()]).labels == ("Block", "Block_2", "Block_3", "Block_3_2")
+
+
+def test_an_option_that_works_in_place_does_not_change_what_the_others_see() -> None:
+    x, half = torch.tensor([[-1.0, 2.0]]), torch.tensor([[0.5, 0.5]])
+    for net in (OneOf({"relu": nn.Sequential(nn.ReLU(inplace=True)), "skip": nn.Identity()}),
+                Depth([nn.Identity(), nn.Sequential(nn.ReLU(inplace=True))], [1, 2])):
+        with relaxed.mixed(net, [relaxed.mix(half)]):
+            assert net(x.clone()).tolist() == [[-0.5, 2.0]]

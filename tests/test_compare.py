@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
@@ -200,7 +201,8 @@ def test_bad_records(single: dict[str, Any], double: dict[str, Any], folder: Pat
     refused("--rope 0 is no half-width", single, rope=0.0)
     refused("holds no runs", altered(single, runs=[]))
     for damaged in ({}, [], 3, {**single, "runs": [{"strategy": "a"}]}, {**single, "front": "x"}, {**single, "problem": {}},
-                    altered(single, runs=[{**runs[0], "trials": [{"metrics": {"accuracy": "high"}}]}])):
+                    altered(single, runs=[{**runs[0], "trials": [{"fidelity": 1.0, "metrics": {"accuracy": "high"}}]}]),
+                    altered(single, runs=[{**runs[0], "trials": [{"metrics": t["metrics"]} for t in runs[0]["trials"]]}])):
         refused("is no record of runs, or is damaged", damaged)
     with pytest.raises(InputError, match="at least one record"):
         compare([])
@@ -281,6 +283,18 @@ def test_the_page_of_two_objectives_and_many_problems(folder: Path, double: dict
     assert "against rea" in written(*many, control="rea").text
 
 
+def test_every_number_of_the_page_stands_under_its_strategy(folder: Path) -> None:
+    """Whatever the order in which records name their strategies."""
+    first = made(folder, {"random": "random", "local": "local"}, range(6))
+    second = made(folder, {"local": "local", "random": "random"}, range(6), "toy1")
+    found = compare([parse(first, "a"), parse(second, "b")])
+    for analysis in found.analyses:
+        shown = page._analysis(analysis)
+        assert shown["strategies"] == ["random", "local"]
+        for problem, row in shown["typical"]:
+            assert row == [page.ranged(analysis.typical[problem][s]) for s in ("random", "local")]
+
+
 def test_few_seeds_claim_nothing_anywhere(folder: Path) -> None:
     record = made(folder, {"random": "random", "local": "local"}, range(5))
     shown = written(record)
@@ -338,7 +352,8 @@ def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (tmp_path / "again.html").read_text() == html.read_text()
 
 
-def test_the_commands_refuse_bad_input(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_refuse_bad_input(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                       monkeypatch: pytest.MonkeyPatch) -> None:
     def refusal(*argv: str) -> str:
         assert cli.main(argv) == 2
         out, err = capsys.readouterr()
@@ -350,6 +365,10 @@ def test_the_commands_refuse_bad_input(folder: Path, tmp_path: Path, capsys: pyt
     bad.write_text("{}")
     assert "is no record of runs" in refusal("compare", str(bad))
     assert "does not exist: make it" in refusal("compare", str(bad), "--html", str(tmp_path / "no" / "x.html"))
+    assert "is a folder: give the name of a file in it" in refusal("compare", str(bad), "--json", str(tmp_path))
+    with monkeypatch.context() as locked:
+        locked.setattr(os, "access", lambda *given: False)
+        assert "may not be written: change its permissions" in refusal("certify", "--json", str(tmp_path / "x.json"))
     given = ["bench", "toy0", "--tables", str(folder), "--objective", "accuracy", "--queries", "5", "--seeds", "1"]
     assert "leave out --html" in refusal(*given, "--html", str(tmp_path / "x.html"))
     assert not (tmp_path / "x.html").exists()

@@ -247,6 +247,16 @@ def test_one_seed_has_no_interval_and_it_is_said() -> None:
     assert certificate([still, still], ETA).slopes == (None, None)
 
 
+def test_seeds_without_a_slope_are_counted() -> None:
+    """Two seeds shrink alike and a third does not move: the interval is of two, which is said, and shrinking is not shown."""
+    runs = [replace(exact_runs(1)[0], alphas=3 + np.exp(s * np.arange(81.0))[:, None] * np.ones(4), squared=np.ones(81))
+            for s in (-0.2, -0.201)]
+    still = replace(runs[0], alphas=np.ones((81, 4)))
+    both, three = certificate(runs, ETA), certificate([*runs, still], ETA)
+    assert conditions(both)[6] and not conditions(three)[6] and three.interval == both.interval
+    assert "(95 %, over seeds)" in both.text() and "(95 %, over the 2 of 3 seeds that have a slope)" in three.text()
+
+
 def test_growing_steps_are_told() -> None:
     p = bilevel.diverging_problem()
     alphas = bilevel.iterate(p, bilevel.first_order(p), 0.4, 50, np.ones(1))[0]

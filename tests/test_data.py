@@ -137,6 +137,10 @@ def test_npz_text_labels_and_class_names(tmp_path: Path) -> None:
     named = load(npz(tmp_path, x=images(9), y=words, classes=np.array(["eel", "dog", "cat"])))
     assert named.classes == ("eel", "dog", "cat")
     assert [named.classes[i] for i in named.y] == words.tolist()
+    coded = load(npz(tmp_path, x=images(9), y=np.char.encode(np.array(["naïve", "été", "eel"] * 3), "utf-8")))
+    assert coded.classes == ("eel", "naïve", "été")
+    with pytest.raises(InputError, match=r"bytes that are no UTF-8 .*save them as text"):
+        load(npz(tmp_path, x=images(9), y=np.array([b"caf\xe9", b"a", b"b"] * 3)))
     numbers = load(npz(tmp_path, x=images(9), y=labels(9), classes=np.array(["p", "q", "r"])))
     assert numbers.classes == ("p", "q", "r")
 

@@ -29,9 +29,9 @@ from nasopt.nets.choices import (
     Width,
     Wiring,
 )
-from nasopt.nets.differentiable import DifferentiableSearch, Method, cosine
+from nasopt.nets.differentiable import DifferentiableSearch, Method, _without, cosine
 from nasopt.nets.hypergradient import ConjugateGradient, FiniteDifference, FirstOrder, Hypergradient, Neumann, Unrolled
-from nasopt.space import Rule, layout
+from nasopt.space import Rule, labels, layout
 from nasopt.spaces.cells import cells
 from nasopt.spaces.nb201 import nb201
 
@@ -457,8 +457,97 @@ def test_settling_picks_the_options_without_which_the_loss_is_largest() -> None:
     kept = [a.detach().clone() for a in fresh.alphas]
     b = torch.tensor([0.0, 0.5]).softmax(0)
     margin = -2.0 * rest[0] + 2.0 * b[0] - b[1]
-    assert fresh._without(0, 0, 1, 16) == pytest.approx(float(functional.softplus(-margin)), abs=1e-5)
+    found_loss = fresh._loss_at(0, 0, _without(fresh.alphas[0][0], 1), 16)
+    assert found_loss == pytest.approx(float(functional.softplus(-margin)), abs=1e-5)
     assert all(torch.equal(x, y) for x, y in zip(fresh.alphas, kept, strict=True))
+
+
+class Weighed(nn.Module):
+    """A cell of three inputs whose channels are logits: how sure of class 0 they are, ``sure``."""
+
+    def __init__(self, sure: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("sure", torch.tensor(sure))
+        self.idle = nn.Parameter(torch.ones(1, 1))
+        wiring = Pairs(len(sure), 2, ("skip", "blank"), none="none", skip="skip")
+        self.cell = PairGraph(wiring, {"skip": lambda stride: nn.Identity(), "blank": lambda stride: Blank()}, nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(len(x), 2, 1, 1)
+        found = self.cell(*(s * logits for s in self.get_buffer("sure")))
+        return found[:, :2, 0, 0] + found[:, 2:, 0, 0] + 0 * self.idle.sum()  # type: ignore[no-any-return]
+
+
+class Blank(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0 * x
+
+
+@pytest.mark.parametrize("sure", [(-1.0, 2.0, 3.0), (2.0, 3.0, -1.0), (3.0, -1.0, 2.0)])
+def test_settling_keeps_the_edges_without_which_the_loss_is_largest(sure: tuple[float, ...]) -> None:
+    """Of three inputs one is harmful, wherever it stands; all images are of class 0. The second node has the first as well."""
+    data = images(80)
+    training, validation = halves(replace(data, labels=torch.zeros_like(data.labels)))
+    s = DifferentiableSearch(Weighed(sure), training, validation, PLAIN, 4, 0, train.Augment())
+    s.done = 4
+    found = list(s.settle(tuning=1, limit=16))
+    assert s.decisions == len(found) == 3 + 4 + 2 and s.done == 4 + s.decisions
+    words = {path.rpartition("/")[2]: word for path, word in labels(choices.space_of(s.net), found[-1]).items()}
+    good = [k for k, value in enumerate(sure) if value > 0]
+    assert words["3-inputs"] == f"{good[0]},{good[1]}" and words["3-first"] == words["3-second"] == "skip"
+    assert sure.index(-1.0) not in map(int, words["4-inputs"].split(","))
+    assert found[-1] == s.architecture()
+    none = [a.detach().softmax(1)[:, 0].round().sum().item() for a in s.alphas]
+    assert none == [1 + 2], "every edge that was not kept is nothing"
+
+
+class Sized(nn.Module):
+    """Options of different sizes, of which one knows the class, if the choice within it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        within = OneOf({"wrong": Scaled(-2.0), "right": Scaled(1.0), "weak": Scaled(0.1)})
+        self.size = OneOf({"whole": Scaled(0.0), "quarter": nn.AvgPool2d(3), "half": nn.Sequential(nn.AvgPool2d(2), within)})
+        self.register_buffer("sure", torch.tensor([0.0, 0.0, -1.0, 4.0, 0.0, 0.0, 0.5]))
+        self.idle = nn.Parameter(torch.ones(1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.size(torch.ones_like(x))
+        sure = self.get_buffer("sure")[found.shape[-1]] * found.mean((1, 2, 3))
+        return torch.stack([sure, torch.zeros_like(sure)], 1) + 0 * self.idle.sum()
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_settling_looks_at_every_option_of_those_that_cannot_be_added(seed: int) -> None:
+    """Whatever is drawn at first, and although what is within an option is of no use as long as another one is drawn."""
+    data = images(80)
+    training, validation = halves(replace(data, labels=torch.zeros_like(data.labels)))
+    s = DifferentiableSearch(Sized(), training, validation, PLAIN, 4, seed, train.Augment())
+    assert s.uneven == (True, False) and [g.depth for g in s.groups] == [0, 1]
+    with torch.no_grad():
+        s.alphas[1][0] = torch.tensor([0.0, 1.0, 0.0])
+    s.done = 4
+    *_, found = s.settle(tuning=1, limit=16)
+    assert list(labels(choices.space_of(s.net), found).values()) == ["half", "right"]
+
+
+def test_what_layers_draw_in_a_search_follows_from_the_seed() -> None:
+    found = []
+    for before in (1, 2):
+        s = search(PLAIN)
+        s.net = nn.Sequential(nn.Dropout(0.5), s.net)
+        torch.manual_seed(before)
+        found.append(s.run(STEPS))
+    assert found[0] == found[1]
 
 
 def test_settling_tunes_the_weights_after_every_row() -> None:

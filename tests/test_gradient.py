@@ -18,6 +18,7 @@ from nasopt.run.storage import Memory
 from nasopt.space import check, key, labels, layout
 from nasopt.spaces.cells import cells
 from nasopt.spaces.darts import darts
+from nasopt.spaces.fast import fast
 from nasopt.spaces.nb201 import nb201
 from nasopt.strategies import catalogue
 from nasopt.strategies.gradient import DARTS, RECIPES, Blobs, Gradient
@@ -43,7 +44,8 @@ class Own(nn.Module):
 
 
 NETS = {"cells": lambda: cells((3, 8, 8), 4, stages=2, widths=((4, 8), (8, 16)), operations=("none", "skip", "conv_3x3")),
-        "nb201": lambda: nb201(4, 4, 1, affine=False), "darts": lambda: darts(4, 4, 3), "own": Own}
+        "nb201": lambda: nb201(4, 4, 1, affine=False), "darts": lambda: darts(4, 4, 3), "own": Own,
+        "fast": lambda: fast((3, 8, 8), 4, widths=(8, 8))}
 
 
 def images(n: int = 96, size: int = 8) -> Images:
@@ -78,15 +80,19 @@ def test_the_conformance_kit() -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [*((name, kind) for name in RECIPES for kind in ("cells", "nb201", "own")),
-                                            *((name, "darts") for name in ("darts1", "gdas", "pcdarts", "pdarts", "drnas"))])
+                                            *((name, "darts") for name in ("darts1", "gdas", "pcdarts", "pdarts", "drnas",
+                                                                           "darts_pt")),
+                                            *((name, "fast") for name in ("darts1", "gdas", "fair_darts", "drnas", "nasopt"))])
 def test_every_recipe_searches_every_space(name: str, kind: str) -> None:
     recipe = RECIPES[name]
     found = strategy(kind, recipe.method, steps=4, slices=2, flat=recipe.flat)
+    found.watch = 2
     before = [a.detach().clone() for a in found.search.alphas]
     arch = found.finish()
     check(found.problem.space, arch)
     assert len(found.history) == 2 and all(np.isfinite(s.loss) for s in found.history)
     assert any(not torch.equal(a, b) for a, b in zip(before, found.search.alphas, strict=True))
+    assert all(s.watched is not None and np.isfinite(s.watched.residual) for s in found.history)
     assert choices.extract(NETS[kind](), arch)(torch.randn(2, 3, 8, 8)).shape == (2, 4)
 
 
@@ -224,8 +230,59 @@ def test_a_method_whose_steps_prefer_an_operation_finds_it() -> None:
         assert Gradient(problem_of(net), 0, search_of(net, method, 60), name, slices=2).finish() == {"see": 1}, name
 
 
+def test_after_a_trial_it_asks_for_what_was_chosen_and_then_for_draws_of_what_was_learned() -> None:
+    method = replace(RECIPES["darts_pt"].method, lr=0.3)
+    plain, found = strategy(method=replace(method, trial=False), steps=9, slices=1), strategy(method=method, steps=9, slices=1)
+    plain.finish()
+    chosen = found.finish()
+    assert found.search.done > 9 and chosen == found.search.architecture()
+    last = found.history[-1]
+    assert all(torch.equal(a, b) for a, b in zip(last.scores, plain.history[-1].scores, strict=True))
+    assert repr(replace(last, architecture={}, scores=())) == repr(replace(plain.history[-1], architecture={}, scores=()))
+    asked = [a.arch for a in found.ask(20, 0)]
+    assert key(asked[0]) == key(layout(found.problem.space).archs(layout(found.problem.space).canonical(
+        layout(found.problem.space).rows([chosen])))[0])
+    # what draws prefer is what α prefers: of every edge, the best option is drawn more often than the worst
+    likely = last.scores[0].argmax(1).tolist()
+    rarely = last.scores[0].argmin(1).tolist()
+    rows = layout(found.problem.space).rows(asked[1:])
+    assert (rows == np.array(likely)).mean() > (rows == np.array(rarely)).mean()
+
+
+def test_a_network_that_becomes_infinite_ends_the_search_but_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, found, whole = Memory(), strategy(slices=4, steps=8), strategy(slices=4, steps=8)
+    found.blobs = kept
+    step = DifferentiableSearch.step_weights
+
+    def failing(search: DifferentiableSearch, train: tuple[Tensor, Tensor]) -> float:
+        if search.done >= 5:
+            raise FloatingPointError("the training loss became nan at step 6 of 8.")
+        return step(search, train)
+
+    asked = [whole.ask(1, k)[0] for k in range(2)]
+    monkeypatch.setattr(DifferentiableSearch, "step_weights", failing)
+    assert [found.ask(1, k)[0] for k in range(2)] == asked
+    later = [found.ask(1, k)[0] for k in range(2, 6)]
+    assert len({key(a.arch) for a in (*asked, *later)}) == 6 and len(found.history) == 2 and not found.training
+    assert found.remarks == ["The search ended after slice 2, since the next one failed: the training loss became nan at step 6 "
+                             "of 8."]
+    after = strategy(slices=4, steps=8)
+    after._train_on(2)
+    assert all(torch.equal(v, found.search.state()[k]) for k, v in after.search.state().items()), "as after the last good slice"
+    again = strategy(slices=4, steps=8, blobs=kept)
+    assert [again.ask(1, k)[0] for k in range(6)] == [*asked, *later] and again.remarks == found.remarks
+    monkeypatch.setattr(DifferentiableSearch, "step_weights", lambda *given: failing(replace_done(given[0]), given[1]))
+    with pytest.raises(InputError, match=r"'darts1' relaxes became infinite at once .*choose another strategy"):
+        strategy().ask(1, 0)
+
+
+def replace_done(search: DifferentiableSearch) -> DifferentiableSearch:
+    search.done = 5
+    return search
+
+
 # ------------------------------------------------------------------------------------------- what others found draws alpha
-@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.parametrize("kind", ["cells", "nb201", "darts", "own"])
 def test_frequencies_are_those_of_drawn_architectures(kind: str) -> None:
     """Draws from known probabilities have them as their frequencies; what no architecture chooses has none."""
     net = NETS[kind]()

@@ -17,6 +17,7 @@ from nasopt.analysis.hypervolume import hypervolume
 from nasopt.benchmarks.synthetic import LowFidelity, dtlz2
 from nasopt.benchmarks.tables import Column, Fidelities, Table
 from nasopt.errors import InputError
+from nasopt.pipeline.finals import nothing_found
 from nasopt.protocols import Strategy
 from nasopt.seed import rng
 from nasopt.space import Choice, Product, everything, key, sample
@@ -222,6 +223,8 @@ def test_a_search_that_ended_below_full_fidelity_still_has_its_best() -> None:
     assert [t.ask.number for t in Study(LINE, low).promoted().front()] == [2]
     assert [t.ask.number for t in Study(LINE, low[:1]).promoted().front()] == [0]
     assert Study(LINE, ()).promoted().front() == []
+    broken = Study(LINE, (failed, replace(low[0], error="out of memory"))).promoted()
+    assert len(broken.trials) == 2 and nothing_found(broken) == "all 2 trials failed, most often with: out of memory"
 
 
 def test_low_fidelity_is_wrong_as_stated_and_full_fidelity_exact() -> None:

@@ -419,6 +419,11 @@ def test_export_copies_one_network_and_overwrites_nothing(run: job.Run, tmp_path
     ({"seed": -1}, "seed"),
     ({"budget": float("inf")}, "positive and finite"),
     ({"constraints": [Constraint("latncy_ms", 1.0)]}, "unknown metric 'latncy_ms'"),
+    ({"constraints": [Constraint("latency", 2.0)]}, "'latency' has the key 'latency_ms' in an Objective or a Constraint"),
+    ({"objectives": [Objective("error"), Objective("memory")]}, "'memory' has the key 'memory_mb'"),
+    ({"target": Constraint("size", 2.0)}, "'size' has the key 'size_mb'"),
+    ({"net": nn.Linear}, "net is a type, not a module"),
+    ({"space": "fast"}, "net has its own space, so that space='fast' says nothing"),
     ({"objectives": (Objective("error"), Objective("params", minimise=False))}, "every objective is minimised"),
 ])
 def test_bad_input_is_refused_before_anything_is_written(data: Path, tmp_path: Path, options: dict[str, object],

@@ -95,3 +95,8 @@ def test_published_parameters_and_flops() -> None:
             known[kinds] = params(alone), flops(alone, example) / 1e6
         assert known[kinds][0] == round(table["params_m_c10"][row] * 1e6)
         assert round(known[kinds][1], 5) == round(float(table["flops_m_c10"][row]), 5)
+
+
+@pytest.mark.parametrize("side", [6, 7, 10])
+def test_images_of_any_side_pass(side: int) -> None:
+    assert nb201.nb201(4, 4, 1)(torch.randn(2, 3, side, side)).shape == (2, 4)

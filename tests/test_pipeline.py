@@ -74,7 +74,7 @@ def costs(setup: Setup, arch: space.Arch) -> dict[str, float]:
     return warm.capacity(net, setup.example) | {k: v for m in setup.cost_models() for k, v in m(net, setup.example).items()}
 
 
-def params(layer: torch.nn.Module, *inputs: object) -> float:
+def params(layer: torch.nn.Module, *inputs: object, **named: object) -> float:
     return float(sum(p.numel() for p in layer.parameters()))
 
 
@@ -256,7 +256,9 @@ def test_nothing_to_trade_capacity_against() -> None:
 
 def test_the_start_keeps_the_constraints() -> None:
     setup = prepared(AIMS, (Constraint("params", 10_000.0),))
-    for arch in start(setup):
+    found = start(setup)
+    assert found
+    for arch in found:
         assert sum(p.numel() for p in choices.extract(setup.net, arch).parameters()) <= 10_000
 
 
@@ -418,6 +420,37 @@ def test_a_layer_whose_step_does_not_fit_into_memory_is_timed_in_parts(monkeypat
     monkeypatch.setattr(warm, "_timed", lambda *given: timed(*given[:4], 99))
     with pytest.raises(torch.OutOfMemoryError):
         warm.step_ms(torch.nn.Linear(2, 2), (torch.ones(1, 2),), {})
+
+
+class Adding(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.add_(1.0)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.ReLU(inplace=True), torch.nn.Dropout(0.5, inplace=True), Adding()])
+def test_a_layer_that_works_in_place_is_timed(layer: torch.nn.Module) -> None:
+    assert warm.step_ms(layer, (torch.ones(1, 4, 8, 8),), {}) > 0
+
+
+def test_a_run_that_others_begin_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(folder: Folder) -> None:
+        with folder.created():
+            (folder.path / "split.npz").write_bytes(b"")
+            raise RuntimeError("locked")
+
+    mine = Folder(tmp_path / "mine")
+    with pytest.raises(RuntimeError, match="locked"):
+        failing(mine)
+    assert not mine.path.exists()
+    theirs = Folder(tmp_path / "theirs")
+    (theirs.path / "models").mkdir(parents=True)
+    theirs.study.write_bytes(b"theirs")
+    with pytest.raises(InputError, match="already holds a run"):
+        failing(theirs)
+    monkeypatch.setattr(Folder, "refuse_existing", lambda self: None)  # they begin between the look and the writing
+    with pytest.raises(RuntimeError, match="locked"):
+        failing(theirs)
+    assert sorted(p.name for p in theirs.path.iterdir()) == ["models", "study.db"] and theirs.study.read_bytes() == b"theirs"
 
 
 def test_nothing_delivered_has_no_latencies(setup: Setup) -> None:

@@ -247,6 +247,21 @@ def test_the_loss_counts_in_shares_of_the_range_of_the_options_effects() -> None
         assert max(float(s.abs().max()) for s in loss) > 1e-3
 
 
+def test_effects_do_not_depend_on_the_temperature_where_the_mixture_does_not() -> None:
+    """At α = 0 every temperature gives the same even mixture."""
+    found = []
+    for temperature in (1.0, 10.0):
+        made = search(12, temperature=relax.constant(temperature))
+        batch = made.validation.normalised(slice(0, 64)), made.validation.y[:64]
+        made._slopes(made.devices[0], torch.tensor([0.5, 0.5]), batch, batch)([torch.zeros(g.shape) for g in made.inner.groups])
+        found.append(made.effects)
+    assert max(float(f.abs().max()) for f in found[0]) > 1e-3
+    assert all(torch.allclose(a, b, rtol=0.02, atol=1e-4) for a, b in zip(*found, strict=True))
+    for relaxation in (relax.sigmoid, relax.sparsemax, relax.dirichlet):
+        with pytest.raises(InputError, match=r"reads off the slopes what an option gains: give .* relaxation softmax, pair,"):
+            search(12, relaxation=relaxation)
+
+
 def test_weights_are_trained_before_preferences_count_and_every_part_has_an_effect() -> None:
     resting = search(12, still=1.0)
     before = [p.detach().clone() for p in resting.hyper.parameters()]

@@ -12,6 +12,7 @@ from torch import nn
 from nasopt.cost.lookup import Lookup, here
 from nasopt.errors import InputError
 from nasopt.nets import choices
+from nasopt.nets.differentiable import DifferentiableSearch
 from nasopt.nets.expected import Cost
 from nasopt.nets.preference import METHOD, Device, PreferenceSearch
 from nasopt.nets.train import Augment, Images, Recipe
@@ -100,3 +101,24 @@ def test_bad_input() -> None:
         strategy(slices=0)
     with pytest.raises(InputError, match="got 3 and 0"):
         strategy(stride=0)
+
+
+def test_a_network_that_becomes_infinite_ends_the_search_but_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, good = strategy(steps=8, slices=4), strategy(steps=8, slices=4)
+    step = DifferentiableSearch.step_weights
+
+    def failing(search: DifferentiableSearch, train: tuple[torch.Tensor, torch.Tensor]) -> float:
+        if search.done >= 5:
+            raise FloatingPointError("the training loss became nan at step 6 of 8.")
+        return step(search, train)
+
+    good._train_on(2)
+    monkeypatch.setattr(DifferentiableSearch, "step_weights", failing)
+    asks = found.ask(12, 0)
+    assert len({key(a.arch) for a in asks}) == 12 and not found.training
+    assert all(torch.equal(v, found.search.hyper.state_dict()[k]) for k, v in good.search.hyper.state_dict().items())
+    assert found.remarks == ["The search ended after slice 2, since the next one failed: the training loss became nan at step 6 "
+                             "of 8."]
+    monkeypatch.setattr(DifferentiableSearch, "step_weights", lambda *given: (_ for _ in ()).throw(FloatingPointError("nan")))
+    with pytest.raises(InputError, match="'preference' relaxes became infinite at once"):
+        strategy().ask(1, 0)

@@ -245,6 +245,12 @@ def test_any_part_may_be_missing(data: st.DataObject) -> None:
     assert not any("NaN" in v or "Infinity" in v for v in values)
 
 
+def test_names_that_are_no_utf8_do_not_prevent_a_report(tmp_path: Path) -> None:
+    """As `Path.name` gives them, of a folder from an old archive."""
+    html.write({"title": b"caf\xe9".decode("utf-8", "surrogateescape")}, tmp_path / "report.html")
+    assert "caf\\udce9" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_write_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "report.html"
     html.write({"title": "first"}, target)

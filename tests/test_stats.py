@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -70,6 +71,23 @@ def test_the_smallest_p_of_few_pairs() -> None:
     with pytest.raises(InputError, match="at least 6"):
         _ = stats.paired(np.arange(1.0, 6), np.zeros(5)).significant
     assert stats.paired(np.arange(1.0, 7), np.zeros(6)).significant
+
+
+@pytest.mark.parametrize("values", [
+    [0, 1, 2, 3, 4, 5], [0, 0, 0, 0, 1, 2, 3, 4], [0, 0, 1, 1, -1, 2, 2], [1, 1, 1, 1, 1, 1, -2], [0, 0.5, -0.5, 3]])
+def test_p_with_ties_and_zeros_counts_all_signs(values: list[float]) -> None:
+    ranks = reference.rankdata(np.abs(values))
+    ranks[np.array(values) == 0] = 0
+    sums = np.array([np.dot(signs, ranks) for signs in product((0, 1), repeat=len(values))])
+    centre, seen = ranks.sum() / 2, ranks[np.array(values) > 0].sum()
+    expected = np.mean(np.abs(sums - centre) >= abs(seen - centre) - 1e-9)
+    assert stats.paired(values, np.zeros(len(values))).p == pytest.approx(expected, abs=1e-12)
+
+
+def test_p_of_many_pairs_is_scipys_approximation() -> None:
+    x = np.random.default_rng(0).normal(0.2, 1, 60).round(1)
+    expected = float(reference.wilcoxon(x, zero_method="pratt", method="approx").pvalue)
+    assert stats.paired(x, np.zeros(60)).p == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("n", [6, 13, 30])

@@ -49,7 +49,19 @@ def test_a_resumed_search_stops_where_the_whole_one_does(cut: int) -> None:
     search(ONE, RandomSearch(ONE), measure, budget=Budget(trials=cut), storage=storage)
     again = search(ONE, RandomSearch(ONE), measure, budget=Budget(trials=30), storage=storage, stop=stop)
     assert (len(again.trials), again.stopped) == (7, "enough")
-    assert shown == list(range(cut, 8))
+    assert shown == list(range(1, 8))
+
+
+def test_what_was_under_way_after_the_end_does_not_hide_it() -> None:
+    """Trials that were told after the one at which a run stopped do not make it go on."""
+    storage = Memory()
+
+    def stop(trials: Sequence[Trial]) -> str:
+        return "enough" if len(trials) == 5 else ""
+
+    search(ONE, RandomSearch(ONE), measure, budget=Budget(trials=7), storage=storage)
+    again = search(ONE, RandomSearch(ONE), measure, budget=Budget(trials=30), storage=storage, stop=stop)
+    assert (len(again.trials), again.stopped) == (7, "enough")
 
 
 def test_the_rule_is_asked_every_few_trials_after_a_warm_up() -> None:

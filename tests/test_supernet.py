@@ -97,6 +97,31 @@ def test_recalibration_sets_the_mean_over_the_images() -> None:
     assert not net.training
 
 
+def test_what_layers_draw_in_shared_training_follows_from_the_seed() -> None:
+    data, found = images(40), list[float]()
+    for before in (1, 2):
+        net = nn.Sequential(nn.Dropout(0.5), Net())
+        torch.manual_seed(before)
+        supernet.fit(net, data, train.Recipe(kernel_lr=None), train.Augment(), 3, 0)
+        found.append(net[1].out.largest.weight.detach().sum().item())
+    assert found[0] == found[1]
+
+
+def test_every_image_counts_the_same_in_a_recalibration() -> None:
+    data, net = images(100), nn.BatchNorm2d(1)
+    supernet.recalibrate(net, data, 100, batch=96)
+    torch.testing.assert_close(net.running_mean, data.normalised(slice(None)).mean((0, 2, 3)), atol=1e-5, rtol=0)
+
+
+def test_shared_weights_judge_a_share_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, data, net = list[list[int]](), images(96), Net()
+    arch = supernet.sandwich(choices.space_of(net), 2, 0, 0)[0]
+    monkeypatch.setattr(train, "error", lambda alone, part, fast: float(not seen.append(part.index.tolist())))
+    for fidelity in (1.0, 1 / 3, 0.001):
+        OneShot(net, data, data, 64)(Ask(0, arch, fidelity))
+    assert seen == [list(range(96)), list(range(0, 96, 3)), [0]]
+
+
 def test_kendall_equals_scipy_and_its_interval_covers() -> None:
     rng = np.random.default_rng(0)
     covered = 0
@@ -109,8 +134,20 @@ def test_kendall_equals_scipy_and_its_interval_covers() -> None:
     assert covered >= 50
 
 
+@pytest.mark.parametrize("n", [3, 8, 50])
+def test_a_perfect_order_of_few_is_no_certainty(n: int) -> None:
+    same, opposite = kendall(range(n), range(n)), kendall(range(n), range(0, -n, -1))
+    assert (same.value, same.high) == pytest.approx((1, 1)) and (opposite.value, opposite.low) == pytest.approx((-1, -1))
+    assert same.low == pytest.approx(-opposite.high)
+    z = stats.norm.ppf(0.975)
+    assert (1 - same.low) ** 2 == pytest.approx(z**2 * 2 * (1 - same.low**2) / n)
+    assert same.low == pytest.approx({3: -0.438, 8: 0.020, 50: 0.734}[n], abs=1e-3)
+
+
 def test_kendall_of_a_constant_is_no_evidence() -> None:
     found = kendall([1, 2, 3, 4], [5, 5, 5, 5])
     assert found.value == 0
     with pytest.raises(ValueError, match="at least 3 pairs"):
         kendall([1, 2], [1, 2])
+    with pytest.raises(ValueError, match="not finite"):
+        kendall([1, 2, 3, 4], [1, 2, float("nan"), 4])

@@ -62,6 +62,16 @@ def test_a_damaged_table_is_told(tmp_path: Path) -> None:
     refused(own(tmp_path / "c.npz", archs=np.full((4, 2), 7)), "does not describe")
     refused(own(tmp_path / "f.npz", archs=np.zeros((4, 5))), "shape .4, 5., but the space has 2 choices")
     refused(own(tmp_path / "d.npz", space="[]"), "does not describe")
+    refused(own(tmp_path / "g.npz", about=json.dumps({"error": {"minimize": True}})), "does not describe")
+    refused(own(tmp_path / "h.npz", about="[]"), "does not describe")
+    refused(own(tmp_path / "i.npz", about=json.dumps({"eror": {"unit": "%"}})), "'eror', which is none of its columns")
+    refused(own(tmp_path / "j.npz", note=np.array(["a", "b", "c", "d"])), "does not describe")
+    np.savez_compressed(tmp_path / "k.npz", space=json.dumps(space.to_json(SPACE)), archs=np.zeros((400, 2)), error=np.zeros(400))
+    squeezed = bytearray((tmp_path / "k.npz").read_bytes())
+    place = squeezed.index(b"archs.npy") + 30
+    squeezed[place:place + 8] = b"\xff" * 8
+    (tmp_path / "k.npz").write_bytes(squeezed)
+    refused(tmp_path / "k.npz", "damaged")
     np.savez(tmp_path / "e.npz", space=np.array([{}], dtype=object))
     refused(tmp_path / "e.npz", "damaged")
     np.savez(tmp_path / "nb101.npz", **{k: np.zeros(1) for k in ("num_vertices", "adj_bits", "adj_bit_pos", "test108_mean",

@@ -19,7 +19,7 @@ from torch import nn
 from nasopt.errors import InputError
 from nasopt.nets import train
 from nasopt.nets.averaging import EVERY, Lookahead
-from nasopt.nets.checkpoint import Checkpoint
+from nasopt.nets.checkpoint import Checkpoint, load_optimisers, optimiser_tensors
 from nasopt.nets.depthwise import Depthwise
 from nasopt.nets.muon import Muon, orthogonal
 
@@ -263,6 +263,40 @@ def test_a_checkpoint_of_another_training_is_refused() -> None:
         train.fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), images(60), FULL, train.Augment(), 0, resume=point)
     with pytest.raises(InputError, match="cannot be read"):
         Checkpoint.from_bytes(b"nothing")
+
+
+def test_what_layers_draw_follows_from_the_seed() -> None:
+    """Whatever was drawn in the process before."""
+    data, found = images(40), list[list[torch.Tensor]]()
+    for number, before in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 2))
+        torch.manual_seed(before)
+        train.fit(net, data, train.Recipe(epochs=1, kernel_lr=None), train.Augment(), 0, number)
+        found.append([p.detach() for p in net.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(found[0], found[2], strict=True))
+
+
+@pytest.mark.parametrize(("shape", "most", "count"), [((100, 3, 32, 32), 256, 256), ((1, 64, 64), 512, 512),
+                                                      ((1, 128, 128), 256, 64), ((5, 3, 512, 512), 512, 16),
+                                                      ((9, 3, 2000, 2000), 8, 8)])
+def test_fewer_of_large_images_go_through_a_network_at_once(shape: tuple[int, ...], most: int, count: int) -> None:
+    assert train.at_once(shape, most) == count
+
+
+def test_the_state_of_other_optimisers_is_refused() -> None:
+    nets = [nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2)) for _ in range(2)]
+    muon, plain = (train.optimisers(net, train.Recipe(kernel_lr=lr)) for net, lr in zip(nets, (0.1, None), strict=True))
+    for net, opts in zip(nets, (muon, plain), strict=True):
+        net(torch.randn(5, 2, 4, 4)).sum().backward()
+        for opt in opts:
+            opt.step()
+    load_optimisers(plain, optimiser_tensors(plain))
+    with pytest.raises(ValueError, match="other parameters for optimiser 0"):
+        load_optimisers(muon, optimiser_tensors(plain))
+    with pytest.raises(ValueError, match="more than 1 optimisers"):
+        load_optimisers(plain, optimiser_tensors(muon))
 
 
 # ------------------------------------------------------------------------------------------- averages, mirrors, devices

@@ -215,7 +215,7 @@ def test_a_tuning_compares_with_the_untuned_recipe_on_the_test_part_once(run: Pa
     for record in (before, after):
         low, high = record["intervals"]["test_error"]
         assert low < record["metrics"]["test_error"] < high and (run / record["files"]["torch"]).is_file()
-    assert {name for name, _ in seen} == {"small-resnet-untuned", "small-resnet-tuned"} or found["best"] == 0
+    assert {name for name, _ in seen} == {"small-resnet-untuned", *(["small-resnet-tuned"] if found["best"] else [])}
     assert len(seen) <= 2 and {n for _, n in seen} == {len(load("digits").y) - found_test(run)}
     assert tuned(run, objectives="error,seconds", trials=50) == found and len(seen) <= 2, "what is done is not done again"
     with pytest.raises(InputError, match="was begun with the objectives error,seconds: give the same"):
@@ -246,6 +246,26 @@ def test_an_interrupted_tuning_goes_on(run: Path, monkeypatch: pytest.MonkeyPatc
     assert kept[3] is None and None not in kept[:3]
     found = tuned(run)
     assert found["trials"][:3] == kept[:3] and calls == 4 + 3 and len(found["trials"]) == 6
+
+
+@pytest.mark.usefixtures("linear")
+def test_a_tuning_that_is_complete_says_so_and_one_beyond_its_limit_ends(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, calls = tune.Judge.__call__, 0
+
+    def cut(self: tune.Judge, params: Mapping[str, Any], stop: Callable[..., bool]) -> dict[str, Any]:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return whole(self, params, never)
+
+    monkeypatch.setattr(tune.Judge, "__call__", cut)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(run)
+    assert len(tuned(run, trials=2)["trials"]) == 3 and calls == 4
+    said = list[str]()
+    assert len(tuned(run, trials=9, log=said.append)["trials"]) == 3
+    assert any("is complete, with 3 trainings: to tune it anew remove" in line for line in said)
 
 
 @pytest.mark.usefixtures("linear")

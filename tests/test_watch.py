@@ -165,6 +165,19 @@ def test_the_numbers_are_those_of_the_whole_matrices(monkeypatch: pytest.MonkeyP
     assert (found.extremes.low, found.extremes.high) == pytest.approx((values[0], values[-1]), rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.parametrize(("name", "rows"), [("darts1", 3), ("fair_darts", 5)])
+def test_the_coordinates_are_those_in_which_the_relaxation_changes(name: str, rows: int) -> None:
+    search = search_of(replace(RECIPES[name].method, start=0.5))
+    basis = watching._coordinates(search)
+    assert basis.shape == (rows, 5) and np.allclose(basis @ basis.T, np.eye(rows))
+    means = np.array([[1, 1, 1, 0, 0], [0, 0, 0, 1, 1.0]])
+    assert np.allclose(basis @ means.T, 0) == (name == "darts1")
+    search.allowed[0][0, 1] = False
+    fewer = watching._coordinates(search)
+    assert fewer.shape == (rows - 1, 5) and not fewer[:, 1].any()
+    assert np.allclose(fewer @ np.array([[1, 1, 1, 0, 0.0]]).T, 0) == (name == "darts1")
+
+
 def test_a_sample_sees_all_classes_of_images_in_their_order() -> None:
     x, y = sample(images(), 6)
     assert x.shape == (6, 1, 6, 6) and y.tolist() == [0, 0, 1, 1, 2, 2]

@@ -90,11 +90,18 @@ def prepare(task: Task) -> Bench:
         InputError: no such table, a damaged one, unknown columns, constraints that no architecture meets, or an optimum asked
             for where there is a front.
     """
+    for what, names in (("objective", task.objectives), ("reported column", task.report), ("hint", task.hints)):
+        _refuse_twice(what, names)
     ready = _prepared(task)
     if task.until_optimum and len(ready.problem.objectives) > 1:
         raise InputError(f"{task.table} with {len(ready.problem.objectives)} objectives has no single optimum: leave out "
                          "--until-optimum.")
     return ready
+
+
+def _refuse_twice(what: str, names: Sequence[str]) -> None:
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"the {what} {twice[0]!r} is named twice: name each once.")
 
 
 def _prepared(task: Task) -> Bench:
@@ -127,8 +134,9 @@ def one(task: Task, strategy: str, seed: int, queries: int) -> dict[str, Any]:
     def note(trial: Trial) -> None:
         nonlocal last
         now = time.perf_counter()
+        metrics = dict(ready.more(trial.ask)) if trial.error is None else {}
         rows.append({"architecture": spaces.labels(ready.problem.space, trial.ask.arch), "fidelity": trial.ask.fidelity,
-                     "metrics": dict(ready.more(trial.ask)), "seconds": now - last})
+                     "metrics": metrics, "seconds": now - last})
         last = time.perf_counter()
 
     def end(trials: Sequence[Trial]) -> str:
@@ -150,6 +158,7 @@ def run(task: Task, strategies: Sequence[str], queries: int, seeds: Sequence[int
         InputError: what `prepare` refuses, a strategy that is unknown or does not suit the problem, or nothing to run.
     """
     ready = prepare(task)
+    _refuse_twice("strategy", strategies)
     for name in strategies:
         catalogue.make(name, ready.problem, 0)
     if task.hints and not any(name in catalogue.HINTED for name in strategies):
@@ -197,7 +206,7 @@ def command(task: Task, strategies: Sequence[str], queries: int, seeds: Sequence
     words += ["--hint", ",".join(task.hints)] if task.hints else []
     words += ["--report", ",".join(task.report)] if task.report else []
     words += ["--until-optimum"] if task.until_optimum else []
-    return shlex.join(words + [w for c in task.constraints for w in ("--constraint", f"{c.name}<={c.upper:g}")])
+    return shlex.join(words + [w for c in task.constraints for w in ("--constraint", f"{c.name}<={float(c.upper)!r}")])
 
 
 def _one_thread() -> None:
@@ -214,7 +223,7 @@ def values(problem: Problem, record: Mapping[str, Any]) -> Floats:
     query is a query: tables give every fidelity at one price."""
     rows = [t["metrics"] for t in record["trials"]]
     found = np.array([problem.values(m) for m in rows]).reshape(len(rows), len(problem.objectives))
-    found[[problem.violation(t["metrics"]) > 0 or t["fidelity"] < 1 for t in record["trials"]]] = np.inf
+    found[[t["fidelity"] < 1 or not all(c.met(t["metrics"]) for c in problem.constraints) for t in record["trials"]]] = np.inf
     return found
 
 

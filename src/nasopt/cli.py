@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import tomllib
@@ -312,7 +313,7 @@ def bench(
 
     bounds = tuple(goals.parse_bound(text) for text in constraint or ())
     task = benches.Task(table, str(folder), names(objective), names(report_), bounds, names(hint), until_optimum)
-    _check_folders(json_, html)
+    _check_files(json_, html)
     if html is not None and seeds < 2:
         raise InputError("one seed is no comparison of strategies: leave out --html, or run at least 2 seeds, 6 for a test.")
     chosen = names(strategy) or (DEFAULT,)
@@ -355,7 +356,7 @@ def compare(
     """Compare recorded runs of search strategies, with the tests that their design allows."""
     from nasopt import compare as comparing
 
-    _check_folders(json_, html)
+    _check_files(json_, html)
     found = comparing.compare([comparing.read(path) for path in files], control, rope)
     if json_ is not None:
         json_.write_text(json.dumps(found.to_json(), allow_nan=False) + "\n", encoding="utf-8")
@@ -384,7 +385,7 @@ def certify(
 ) -> None:
     """Check what is proven of gradient-based search on bilevel problems with closed forms: rates, biases, bounds. Of runs: what
     may be said about their convergence."""
-    _check_folders(json_)
+    _check_files(json_)
     if runs:
         _only(context, "certify RUN", "runs", "json_")
         from nasopt.pipeline import certify as certifying
@@ -410,11 +411,18 @@ def _only(context: typer.Context, command: str, *names: str) -> None:
             raise InputError(f"{command} takes no {option.opts[0]}: leave it out.")
 
 
-def _check_folders(*files: Path | None) -> None:
-    """Raises InputError before any work if a file cannot be written where it should."""
-    for file in files:
-        if file is not None and not file.resolve().parent.is_dir():
+def _check_files(plain: Path | None, page: Path | None = None) -> None:
+    """Raises InputError before any work if a file cannot be written where it should; a ``page`` is put in its place whole."""
+    for file in (plain, page):
+        if file is None:
+            continue
+        folder = file.resolve().parent
+        if not folder.is_dir():
             raise InputError(f"the folder of {str(file)!r} does not exist: make it, or write elsewhere.")
+        if file.is_dir():
+            raise InputError(f"{str(file)!r} is a folder: give the name of a file in it.")
+        if not os.access(file if file is plain and file.exists() else folder, os.W_OK):
+            raise InputError(f"{str(file)!r} may not be written: change its permissions, or write elsewhere.")
 
 
 # ---------------------------------------------------------------------------------------------------------- printing

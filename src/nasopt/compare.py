@@ -16,7 +16,6 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +130,8 @@ def _check_run(run: Mapping[str, Any], problem: Problem, queries: int, source: s
     """Raises InputError unless the run is one of this problem that used its budget."""
     who = f"the run of {run['strategy']!r} with seed {run['seed']} in {source}"
     metrics = [t["metrics"] for t in run["trials"]]
-    for row in metrics:
-        for value in row.values():
-            float(value)
+    for number in (*(t["fidelity"] for t in run["trials"]), *(value for row in metrics for value in row.values())):
+        float(number)
     known = {name for row in metrics for name in row}
     needed = {o.name for o in problem.objectives} | {c.name for c in problem.constraints}
     if needed - known:
@@ -305,13 +303,9 @@ def compare(records: Sequence[Record], control: str = "", rope: float | None = N
               for measure, of in _measures(results)]
     analyses = tuple(analyse(measure, scores, control) for measure, scores in scored)
     strategies = tuple(results[0].performance)
-    equal = [] if rope is None else _equivalences(scored[:2], _couples(strategies, control), _checked(rope, results))
+    equal = [] if rope is None else _equivalences(scored[:2], analyses[0].couples, _checked(rope, results))
     return Comparison(strategies, {r.record.name: r.seeds for r in results}, tuple(map(_subject, results)), analyses,
                       tuple(equal), checklist([r.record for r in results]), _origin([r.record for r in results]))
-
-
-def _couples(strategies: Sequence[str], control: str) -> list[tuple[str, str]]:
-    return [(a, control) for a in strategies if a != control] if control else list(combinations(strategies, 2))
 
 
 def _checked(rope: float, results: Sequence[_Results]) -> float:

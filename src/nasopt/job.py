@@ -126,6 +126,10 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
     least = goals.parse_share(min_gain) if isinstance(min_gain, str) else min_gain
     wanted = [target] if isinstance(target, str | Constraint) else target
     ends = tuple(goals.parse_constraint(c, "target") if isinstance(c, str) else c for c in wanted)
+    if net is not None and not isinstance(net, nn.Module):
+        raise InputError(f"net is a {type(net).__name__}, not a module: give an nn.Module with choices, such as net=Net().")
+    if net is not None and space != "cells":
+        raise InputError(f"net has its own space, so that space={space!r} says nothing: leave one of them out.")
     config = Config(source, "own" if net is not None else space, aims, bars, seconds, trials, strategy, seed, networks,
                     min_gain=least, target=ends, device=device, mirror=mirror, given=isinstance(data, Dataset),
                     image_size=image_size)

@@ -166,10 +166,10 @@ class Study:
         return [trials[k] for k in sorted(chosen, key=lambda k: tuple(values[k]))]
 
     def promoted(self) -> Study:
-        """The trials of the highest fidelity that anything feasible had, as if it were the full one."""
+        """The trials of the highest fidelity that anything feasible had, as if it were the full one; all trials if nothing is."""
         whole = [replace(t, ask=replace(t.ask, fidelity=1.0)) for t in self.trials]
         pairs = list(zip(self.trials, whole, strict=True))
-        most = max((t.ask.fidelity for t, full in pairs if self.problem.accepts(full)), default=1.0)
+        most = max((t.ask.fidelity for t, full in pairs if self.problem.accepts(full)), default=0.0)
         return replace(self, trials=tuple(full for t, full in pairs if t.ask.fidelity >= most))
 
     def rows(self) -> list[dict[str, Any]]:

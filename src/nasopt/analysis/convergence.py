@@ -234,8 +234,8 @@ def certificate(recordings: Sequence[Recording], rate: float | None, known: tupl
     descending = Condition("η ≤ 1/L_F (the bound on mean ‖∇F‖² needs it for all α)", scale <= 1 + 1e-12)
     inner = Condition(f"the inner problem is solved exactly: every residual ≤ {EXACT:g}", residual <= EXACT)
     unbiased = Condition(f"the hypergradient is unbiased: every estimate of ‖b‖ ≤ {EXACT:g}", bool(bias.max() <= EXACT))
-    shrinking = Condition(f"{MOVES[unit]} shrink on the tail: the interval of the slopes lies below 0",
-                          interval is not None and interval[1] < 0)
+    shrinking = Condition(f"{MOVES[unit]} shrink on the tail: every seed has a slope, and their interval lies below 0",
+                          interval is not None and interval[1] < 0 and None not in slopes)
     contraction = None
     if known and rate is not None and all(c.met for c in (plain, contracting, inner, unbiased)):
         contraction = max(abs(1 - rate * known[0]), abs(1 - rate * known[1]))
@@ -308,10 +308,11 @@ def _gradient_findings(squared: float, floor: float, residual: float, plain: boo
 
 
 def _rate_finding(slopes: Sequence[float | None], interval: tuple[float, float] | None, unit: str) -> str:
+    usable = sum(s is not None for s in slopes)
     if interval is None:
-        usable = sum(s is not None for s in slopes)
         return f"No interval of the rate: {usable} of {len(slopes)} seeds have a slope, and it takes 2."
-    factors = f"a factor of {math.exp(interval[0]):.4g} to {math.exp(interval[1]):.4g} a {unit} (95 %, over seeds)"
+    over = "over seeds" if usable == len(slopes) else f"over the {usable} of {len(slopes)} seeds that have a slope"
+    factors = f"a factor of {math.exp(interval[0]):.4g} to {math.exp(interval[1]):.4g} a {unit} (95 %, {over})"
     if interval[0] <= 0 <= interval[1]:
         return f"no linear rate observed: {MOVES[unit]} change by {factors}."
     return f"{MOVES[unit].capitalize()} {'shrink' if interval[1] < 0 else 'GROW'} by {factors}; this is observed, not proven."

@@ -44,7 +44,7 @@ class Paired:
 
     Attributes:
         n: pairs.
-        p: two-sided, Wilcoxon's signed-rank test (pairs without a difference split: Pratt's zero handling).
+        p: two-sided, Wilcoxon's signed-rank test (pairs without a difference have ranks but no sign: Pratt's zero handling).
         shift: Hodges-Lehmann estimate of a - b, the median of all means of two differences.
         low, high: its interval, by inversion of the test; infinite where so few pairs allow none at this level.
         a12: Vargha and Delaney's effect size: the probability that a value of a is above one of b, ties half.
@@ -81,12 +81,10 @@ def paired(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Paired:
     difference = x - y
     if not difference.any():
         return Paired(len(x), 1.0, 0.0, 0.0, 0.0, a12(x, y), level)
-    method = "exact" if len(x) <= EXACT_UP_TO and not _ties(difference) else "approx"
-    p = float(stats.wilcoxon(difference, zero_method="pratt", method=method).pvalue)
     walsh = np.sort(_walsh(difference))
     k = _walsh_rank(len(x), level)
     low, high = (float(walsh[k - 1]), float(walsh[-k])) if k else (-math.inf, math.inf)
-    return Paired(len(x), p, float(np.median(walsh)), low, high, a12(x, y), level)
+    return Paired(len(x), _signed_rank_p(difference), float(np.median(walsh)), low, high, a12(x, y), level)
 
 
 def _pairs(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
@@ -101,9 +99,25 @@ def _pairs(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
     return x, y
 
 
-def _ties(difference: Floats) -> bool:
-    sizes = np.abs(difference)
-    return bool((difference == 0).any() or len(np.unique(sizes)) < len(sizes))
+def _signed_rank_p(difference: Floats) -> float:
+    """Two-sided p of Wilcoxon's test, given the sizes of the differences (n,), ties and zeros among them, not all zero: every
+    combination of signs of those that are not zero is as likely."""
+    if len(difference) > EXACT_UP_TO:
+        return float(stats.wilcoxon(difference, zero_method="pratt", method="approx").pvalue)
+    ranks = np.rint(2 * stats.rankdata(np.abs(difference))).astype(int)  # doubled, so that those of ties are whole
+    positive = int(ranks[difference > 0].sum())
+    tails = np.cumsum(_chances(ranks[difference != 0]))
+    return min(1.0, 2 * float(tails[min(positive, len(tails) - 1 - positive)]))
+
+
+def _chances(ranks: NDArray[np.int_]) -> Floats:
+    """The probabilities of all sums of the ranks with a positive sign, from 0 on, if every sign is as likely."""
+    chances = np.zeros(int(ranks.sum()) + 1)
+    chances[0] = 1
+    for rank in ranks:
+        chances[rank:] = chances[rank:] + chances[:len(chances) - rank]
+        chances /= 2
+    return chances
 
 
 def _walsh(difference: Floats) -> Floats:
@@ -118,11 +132,7 @@ def _walsh_rank(n: int, level: float) -> int:
     if n > EXACT_UP_TO:
         mean, deviation = most / 2, math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
         return max(0, math.floor(mean + deviation * float(stats.norm.ppf(tail)) + 0.5))
-    ways = np.zeros(most + 1)
-    ways[0] = 1
-    for rank in range(1, n + 1):
-        ways[rank:] = ways[rank:] + ways[:most + 1 - rank]
-    return int(np.searchsorted(np.cumsum(ways / 2.0**n), tail, side="right"))
+    return int(np.searchsorted(np.cumsum(_chances(np.arange(1, n + 1))), tail, side="right"))
 
 
 def a12(a: ArrayLike, b: ArrayLike) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -242,7 +243,7 @@ def arrays(path: Path, needed: Sequence[str] = ()) -> Arrays:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as problem:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as problem:
         raise InputError(f"table {str(path)!r} is damaged or no .npz file without pickles ({problem}): get it again.") from None
     for name in needed:
         if name not in found:
@@ -268,12 +269,16 @@ def _own(path: Path) -> Table:
             raise ValueError(f"archs have shape {rows.shape}, but the space has {len(lay.genes)} choices")
         for arch in lay.archs(rows):
             spaces.check(space, arch)
-    except (ValueError, KeyError, TypeError, IndexError) as problem:
+        columns = _columns(path, found, len(rows), [name for name in found if name not in ("space", "archs", "about")])
+        if strange := sorted(set(about) - set(columns)):
+            raise ValueError(f"it says something about {strange[0]!r}, which is none of its columns")
+        columns = {name: Column(c.values, **about.get(name, {})) for name, c in columns.items()}
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as problem:
+        if isinstance(problem, InputError):
+            raise
         raise InputError(f"table {str(path)!r} does not describe its space and architectures ({problem}): "
                          "write them as the documentation of nasopt.benchmarks.tables says.") from None
-    names = [name for name in found if name not in ("space", "archs", "about")]
-    columns = _columns(path, found, len(rows), names)
-    return Table(path.stem, space, rows, {name: Column(c.values, **about.get(name, {})) for name, c in columns.items()})
+    return Table(path.stem, space, rows, columns)
 
 
 def _nb201(path: Path) -> Table:

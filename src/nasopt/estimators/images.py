@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from nasopt.nets import choices, supernet, train
@@ -35,7 +36,8 @@ def as_it_is(net: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class OneShot:
-    """Validation error of the sub-network with the supernet's weights, batch normalisation recalibrated.
+    """Validation error of the sub-network with the supernet's weights, batch normalisation recalibrated, on as large a share of
+    the images as the ask's fidelity.
 
     ``delivered`` makes of it what is judged, such as `nasopt.nets.train.Mirrored`. Returns ``error``, a fraction.
     """
@@ -48,7 +50,10 @@ class OneShot:
 
     def __call__(self, ask: Ask) -> Metrics:
         alone = supernet.inherit(self.net, ask.arch, self.training, self.calibration)
-        return {"error": train.error(self.delivered(alone).eval(), self.validation, fast=True)}
+        n = len(self.validation)
+        some = torch.arange(max(1, round(ask.fidelity * n)))
+        seen = self.validation.part(some * n // len(some))
+        return {"error": train.error(self.delivered(alone).eval(), seen, fast=True)}
 
 
 @dataclass(frozen=True)

@@ -72,10 +72,16 @@ def load_optimisers(opts: Sequence[torch.optim.Optimizer], tensors: Mapping[str,
     Raises:
         ValueError: the state of other optimisers.
     """
+    if any(name.startswith("opt ") and int(name.split(" ", 2)[1]) >= len(opts) for name in tensors):
+        raise ValueError(f"it has the state of more than {len(opts)} optimisers")
     for number, opt in enumerate(opts):
         kept: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith(f"opt {number} "):
                 place, key = name.split(" ", 3)[2:]
                 kept.setdefault(int(place), {})[key] = value.clone()
+        shapes: list[torch.Size] = [p.shape for group in opt.param_groups for p in group["params"]]
+        for k, values in kept.items():
+            if k >= len(shapes) or any(v.ndim and v.shape != shapes[k] for v in values.values()):
+                raise ValueError(f"it has the state of other parameters for optimiser {number}")
         opt.load_state_dict({**opt.state_dict(), "state": kept})

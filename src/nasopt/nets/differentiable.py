@@ -63,8 +63,8 @@ class Method:
         dropout: with which probability, below 1, each number that a skip connection of a relaxed cell passes on is set to 0, the
             others growing to keep the mean (P-DARTS); where a cell's skip connection halves the size it does nothing.
         skips: how many skip connections the architecture has in a cell at most (P-DARTS, there in one of two cells); None: any.
-        trial: choose each row's option by what the validation loss loses without it (DARTS-PT, Wang et al., ICLR 2021), instead
-            of by the largest α.
+        trial: choose each row's option by what the validation loss loses without it (`DifferentiableSearch.settle`; DARTS-PT,
+            Wang et al., ICLR 2021), instead of by the largest α.
         lr, betas, decay: of Adam for α.
         start: deviation of the normal values that α starts with.
         recipe: of the weights' training; ``epochs`` and ``warmup`` are not used.
@@ -113,6 +113,9 @@ class Method:
             if not good:
                 raise InputError(f"a method's {name} is {getattr(self, name)}: give {remedy}.")
 
+
+CERTAIN = 30.0
+"""α of an option that was decided for; with the opposite sign, of one that is not there."""
 
 ATTACKS = 3
 """Ascent steps of an adversarial perturbation."""
@@ -203,6 +206,7 @@ class DifferentiableSearch:
         """The batches of so many steps more, at most those that are left: for the weights and, if it is its turn, for α. Options
         are pruned when it is time. Whoever takes them counts `done`."""
         batch = self.method.recipe.batch_for(self.training)
+        torch.manual_seed(seeds.integer(self.seed, self.done, "differentiable training"))  # for layers that draw, such as dropout
         inner = batches(self.training, batch, self.augment, self.seed, 2 * self.done)
         outer = batches(self.validation, min(batch, len(self.validation)), self.augment, self.seed, 2 * self.done + 1)
         for _ in range(min(steps, self.steps - self.done)):
@@ -373,23 +377,61 @@ class DifferentiableSearch:
             total += self.loss(batch, [*self.alphas, *self.betas]).item() * len(part)
         return total / len(index)
 
+    @property
+    def decisions(self) -> int:
+        """How many `settle` makes: one a row, and one a node to which more than two edges lead that compete."""
+        return sum(g.rows for g in self.groups) + len(self._contests())
+
     def settle(self, tuning: int, limit: int) -> Iterator[Arch]:
-        """DARTS-PT's choice: row by row in random order, the option without which the loss of the first ``limit`` validation
-        images is largest; after each row ``tuning`` steps of the weights. Yields the architecture after each row."""
+        """DARTS-PT's choice (Wang et al., ICLR 2021, algorithm 1): row by row in random order, choices within an option after the
+        choice of that option, what makes the loss of the first ``limit`` validation images largest by its absence. Then, where
+        edges compete, node by node in random order, the two edges by the same rule. Of options that cannot be added (`uneven`)
+        one alone is there at a time; of these the one with which the loss is least. After each decision come ``tuning`` steps of
+        the weights. Yields the architecture after each."""
         order = [(k, row) for k, group in enumerate(self.groups) for row in range(group.rows)]
-        for place in torch.randperm(len(order), generator=self._generator("settle")).tolist():
-            k, row = order[place]
-            losses = {option: self._without(k, row, option, limit) for option in self.allowed[k][row].nonzero()[:, 0].tolist()}
-            best = max(losses, key=losses.__getitem__)
-            with torch.no_grad():
-                self.alphas[k][row] = torch.full_like(self.alphas[k][row], -30.0).index_fill(0, torch.tensor(best), 30.0)
+        turns = torch.randperm(len(order), generator=self._generator("settle")).tolist()
+        for k, row in sorted((order[turn] for turn in turns), key=lambda place: self.groups[place[0]].depth):
+            self._choose(k, row, self._best(k, row, limit))
+            self._tune(tuning)
+            yield self.architecture()
+        contests = self._contests()
+        for turn in torch.randperm(len(contests), generator=self._generator("settle edges")).tolist():
+            k, edges = contests[turn]
+            self._keep_two(k, edges, limit)
             self._tune(tuning)
             yield self.architecture()
 
-    def _without(self, k: int, row: int, option: int, limit: int) -> float:
+    def _contests(self) -> list[tuple[int, tuple[int, ...]]]:
+        """(group, rows) of every node to which more than two edges lead that compete."""
+        return [(k, edges) for k, group in enumerate(self.groups) for edges in group.competing if len(edges) > 2]
+
+    def _best(self, k: int, row: int, limit: int) -> int:
+        """The option of a row that `settle` chooses."""
+        never = self.groups[k].none if self.groups[k].competing else None
+        options: list[int] = [option for option in self.allowed[k][row].nonzero()[:, 0].tolist() if option != never]
+        if self.uneven[k]:
+            return min(options, key=lambda option: self._loss_at(k, row, _only(self.alphas[k][row], option), limit))
+        return max(options, key=lambda option: self._loss_at(k, row, _without(self.alphas[k][row], option), limit))
+
+    def _keep_two(self, k: int, edges: Sequence[int], limit: int) -> None:
+        """Makes all edges of a node nothing but the two without which the loss is largest."""
+        none = self.groups[k].none
+        assert none is not None
+        losses = {row: self._loss_at(k, row, _only(self.alphas[k][row], none), limit) for row in edges}
+        for row in sorted(edges, key=lambda row: -losses[row])[2:]:
+            with torch.no_grad():
+                self.alphas[k][row] -= CERTAIN  # its operation stays the best of the others
+                self.alphas[k][row, none] = CERTAIN
+
+    def _choose(self, k: int, row: int, option: int) -> None:
+        with torch.no_grad():
+            self.alphas[k][row] = _only(self.alphas[k][row], option)
+
+    def _loss_at(self, k: int, row: int, alpha: Tensor, limit: int) -> float:
+        """The validation loss with other α of one row."""
         kept = self.alphas[k].detach().clone()
         with torch.no_grad():
-            self.alphas[k][row, option] = -30.0
+            self.alphas[k][row] = alpha
             loss = self.validation_loss(limit)
             self.alphas[k].copy_(kept)
         return loss
@@ -426,6 +468,16 @@ class DifferentiableSearch:
         except (KeyError, RuntimeError, ValueError) as problem:
             raise InputError("the saved state of the differentiable search belongs to another network or method: start the "
                              f"search anew ({problem}).") from None
+
+
+def _only(alpha: Tensor, option: int) -> Tensor:
+    """A row's α (options,) with all weight on one option."""
+    return torch.full_like(alpha, -CERTAIN).index_fill(0, torch.tensor(option), CERTAIN)
+
+
+def _without(alpha: Tensor, option: int) -> Tensor:
+    """A row's α (options,) with no weight on one option."""
+    return alpha.detach().index_fill(0, torch.tensor(option), -CERTAIN)
 
 
 def _kept(allowed: Tensor) -> Tensor:

@@ -84,9 +84,8 @@ def _labelled(what: str, options: Mapping[str, nn.Module] | Sequence[nn.Module])
     else:
         named = {}
         for module in options:
-            label = stem = legal(_kind(module))
-            while label in named:
-                label = f"{stem}_{1 + sum(other.rsplit('_', 1)[0] == stem or other == stem for other in named)}"
+            stem = legal(_kind(module))
+            label = next(name for name in (stem, *(f"{stem}_{k}" for k in range(2, len(options) + 2))) if name not in named)
             named[label] = module
     if not named:
         raise InputError(f"{what} has no options: give at least one module.")
@@ -152,8 +151,14 @@ class DifferentiableOp(Choosing):
 def _mixture_of(options: nn.ModuleList, labels: Sequence[str], x: Tensor, mix: Mix) -> Tensor:
     """The mixture of the live options' outputs for one input."""
     live = mix.live[0]
-    total = mixture([mix.weights[0, k] for k in live], [options[k](x) for k in live], [labels[k] for k in live])
+    total = mixture([mix.weights[0, k] for k in live], [unchanged(options[k], x) for k in live], [labels[k] for k in live])
     return total + mix.bypass * x if mix.bypass and x.shape == total.shape else total
+
+
+def unchanged(module: nn.Module, x: Tensor) -> Tensor:
+    """A module's output for ``x``, which others need after it: a copy is given to one with layers that work in place."""
+    y: Tensor = module(x.clone() if any(getattr(m, "inplace", False) for m in module.modules()) else x)
+    return y
 
 
 def mixture(weights: Sequence[Tensor], outputs: Sequence[Tensor], labels: Sequence[str]) -> Tensor:
@@ -221,7 +226,7 @@ class Depth(Choosing):
         """The output of block ``value``, or the mixture of the outputs after each number of blocks."""
         outputs = {0: x}
         for number, block in enumerate(islice(self.blocks, self.value), 1):
-            outputs[number] = x = block(x)
+            outputs[number] = x = unchanged(block, x) if self.chosen[0] == MIXED else block(x)
         if self.chosen[0] != MIXED:
             return x
         assert self.mix is not None

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from nasopt import seed as seeds
 from nasopt.errors import InputError
-from nasopt.nets import mgda, relaxed
+from nasopt.nets import mgda, relax, relaxed
 from nasopt.nets.checkpoint import load_optimisers, optimiser_tensors
 from nasopt.nets.differentiable import Batch, Cost, DifferentiableSearch, Method
 from nasopt.nets.train import Augment, Images
@@ -106,6 +106,12 @@ class Device:
     features: Tensor | None = None
 
 
+DRAWN = (relax.gumbel, relax.gumbel_hard)
+"""Relaxations with shares of about softmax(α) on average, whatever the temperature."""
+
+READ = (relax.softmax, relax.pair, *DRAWN)
+"""Relaxations whose slope in α is the share of an option times what it gains, by the temperature."""
+
 MEMORY = 0.98
 """How much of the mean effects stays from step to step. H follows them and not the slopes of one batch, whose noise is many times
 what preferences are about."""
@@ -139,8 +145,9 @@ class PreferenceSearch:
 
     Raises:
         InputError: no device or no cost, devices that differ in how many costs or features they have, several without
-            features, a concentration that is not above 0, an entropy below 0, or a method with parts that belong to
-            one α: edges' weights, regularisers, pruning, trial, a bound on skip connections.
+            features, a concentration that is not above 0, an entropy below 0, a method with parts that belong to
+            one α (edges' weights, regularisers, pruning, trial, a bound on skip connections), or a relaxation whose slopes do
+            not say what an option gains (`READ`).
     """
 
     net: nn.Module
@@ -169,6 +176,9 @@ class PreferenceSearch:
         if method.edges or method.regularisers or method.prune or method.trial or method.skips is not None:
             raise InputError("a preference-conditioned search has another α for every preference: give a method without edges' "
                              "weights, regularisers, pruning, trial and a bound on skip connections.")
+        if method.relaxation not in READ:
+            raise InputError("a preference-conditioned search reads off the slopes what an option gains: give a method with the "
+                             f"relaxation {', '.join(r.__name__ for r in READ)}.")
         (costs, features), = kinds
         self.inner = DifferentiableSearch(self.net, self.training, self.validation, self.method, self.steps, self.seed,
                                           self.augment)
@@ -218,8 +228,10 @@ class PreferenceSearch:
         def found(alphas: Sequence[Tensor]) -> list[Tensor]:
             self._move(alphas)
             self.seen += 1
+            temperature = self.method.temperature(self.inner.progress)
             for mean, slope, alpha in zip(self.effects, self.inner.slopes(train, val), alphas, strict=False):
-                mean.lerp_(slope / alpha.softmax(1), max(1 / self.seen, 1 - MEMORY))
+                shares = (alpha if self.method.relaxation in DRAWN else alpha / temperature).softmax(1)
+                mean.lerp_(temperature * slope / shares, max(1 / self.seen, 1 - MEMORY))  # of w = softmax(α/τ): w (f - w·f) / τ
             loss = [p * (f - (p * f).sum(1, keepdim=True)) / self.spread
                     for p, f in zip((a.softmax(1) for a in alphas), self.effects, strict=True)]
             parts = zip(*([loss, *self.inner.cost_slopes(device.costs)]), strict=True)

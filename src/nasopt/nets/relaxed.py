@@ -36,6 +36,7 @@ class Group:
         labels: of the options.
         none, skip: which options remove an edge or pass its source on, if any.
         targets: of every row, the node that it leads to; () if there are no nodes.
+        depth: how many choices above it decide whether it is made at all.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Group:
     none: int | None = None
     skip: int | None = None
     targets: tuple[int, ...] = ()
+    depth: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -56,6 +58,12 @@ class Group:
         """Of the rows: a cell's edges, or the path."""
         first = self.choices[0]
         return tuple(f"{i}→{j}" for i, j in first.edges) if isinstance(first, Wiring | Pairs) else (self.path,)
+
+    @property
+    def competing(self) -> tuple[tuple[int, ...], ...]:
+        """Of `Pairs`, the rows of every node's edges, of which two are chosen; () of other choices."""
+        first = self.choices[0]
+        return tuple(tuple(first.rows[i, j] for i in range(j)) for j in first.inner) if isinstance(first, Pairs) else ()
 
 
 def groups(module: nn.Module) -> tuple[Group, ...]:
@@ -70,17 +78,19 @@ def groups(module: nn.Module) -> tuple[Group, ...]:
         if not new or len(gene.labels) == 1:
             continue
         seen.update(new)
-        first = new[0]
+        first, depth, above = new[0], 0, gene.parent
+        while above >= 0:
+            depth, above = depth + 1, plan.columns.genes[above].parent
         if isinstance(first, Wiring):
             cell = first.cell
             none, skip = (None if label is None else cell.operations.index(label) for label in (cell.none, cell.skip))
             found.append(Group(gene.path.rpartition("/")[0], new, len(cell.edges), cell.operations, none, skip,
-                               tuple(j for _, j in cell.edges)))
+                               tuple(j for _, j in cell.edges), depth))
         elif isinstance(first, Pairs):
             found.append(Group(gene.path.rpartition("/")[0], new, len(first.edges), first.labels, 0,
-                               first.labels.index(first.skip), tuple(j for _, j in first.edges)))
+                               first.labels.index(first.skip), tuple(j for _, j in first.edges), depth))
         else:
-            found.append(Group(gene.path, new, 1, gene.labels))
+            found.append(Group(gene.path, new, 1, gene.labels, depth=depth))
     if not found:
         raise InputError(f"every choice of {type(module).__name__} has a single option, so that there is nothing to weigh: give "
                          "its choices two options at least.")

@@ -19,6 +19,7 @@ from nasopt.nets.train import (
     Fitted,
     Images,
     Recipe,
+    at_once,
     autocast,
     batches,
     channels_last,
@@ -72,6 +73,7 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, steps: i
         FloatingPointError: the loss of a step is not finite.
     """
     started, space = time.perf_counter(), choices.space_of(net)
+    torch.manual_seed(seeds.integer(seed, 0, "shared training"))  # for layers that draw, such as dropout
     channels_last(net.to(data.device).train())
     opts = optimisers(net, recipe)
     whiten(net, data)
@@ -125,7 +127,8 @@ def recalibrate(net: nn.Module, data: Images, images: int, batch: int = 256) -> 
         m.momentum = None
     net.train()
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:images]
-    for part in order.split(batch):
+    parts = max(1, math.ceil(len(order) / at_once(data.x.shape, batch)))
+    for part in order.tensor_split(parts):  # of one size, since every batch counts the same
         if len(part) > 1:
             with autocast(device=data.device):
                 net(data.normalised(part))

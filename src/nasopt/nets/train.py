@@ -161,14 +161,18 @@ class Recipe:
         return replace(self, epochs=self.epochs * share)
 
     def batch_for(self, data: Images) -> int:
-        """Images a step on this data: at least `MIN_STEPS` steps an epoch, and fewer of images above `LARGE` pixels."""
-        pixels = data.x.shape[2] * data.x.shape[3]
-        return max(2, min(self.batch, len(data) // MIN_STEPS, max(16, self.batch * LARGE // pixels)))
+        """Images a step on this data: at least `MIN_STEPS` steps an epoch, and no more than `at_once`."""
+        return max(2, min(len(data) // MIN_STEPS, at_once(data.x.shape, self.batch)))
 
 
 CPU = torch.device("cpu")
 MIN_STEPS = 20
 LARGE = 64 * 64
+
+
+def at_once(shape: Sequence[int], most: int = 256) -> int:
+    """How many images (..., H, W) go through a network at once: ``most``, or fewer of those above `LARGE` pixels, 16 at least."""
+    return min(most, max(16, most * LARGE // (shape[-2] * shape[-1])))
 
 
 def batches(data: Images, batch: int, augment: Augment, seed: int, number: int,
@@ -262,7 +266,8 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, seed: in
     are added up: steps, images seen and learning rates stay as they are.
 
     Args:
-        seed, number: the training is reproducible from these two.
+        seed, number: the training is reproducible from these two; torch's own generator, from which layers such as dropout draw,
+            is seeded with them.
         watch: called with (steps done, steps) after every step.
         resume: where to go on, with the same network and the other arguments as they were. On a CPU with as many threads the
             result is the same bit for bit.
@@ -281,40 +286,28 @@ def fit(net: nn.Module, data: Images, recipe: Recipe, augment: Augment, seed: in
         InputError: the checkpoint belongs to another training.
     """
     started, steps, batch = time.perf_counter(), steps_of(data, recipe), recipe.batch_for(data)
+    torch.manual_seed(seeds.integer(seed, number, "training"))
     channels_last(net.to(data.device).train())
     whiten(net, data)
     opts = optimisers(net, recipe)
     slow = Lookahead(net, recipe.average) if recipe.average else None
-    first, tail, curve, parts = 0, list[float](), list[Mapping[str, float]](), 1
+    done, tail, curve = 0, list[float](), list[Mapping[str, float]]()
     if resume is not None:
-        first, tail, curve = resume.step, list(resume.losses), list(resume.curve)
+        done, tail, curve = resume.step, list(resume.losses), list(resume.curve)
         started -= resume.seconds
         steps = steps if within is None else resume.steps
         _restore(resume, steps, net, opts, slow)
-    unread = list[Tensor]()
-    for step, (x, y) in enumerate(batches(data, batch, augment, seed, number, first), first):
-        if step >= steps:
-            break
-        set_rates(opts, triangle(step, steps, recipe.warmup))
-        while True:
-            try:
-                unread.append(_descend(net, x, y, recipe.smoothing, parts))
-                break
-            except torch.OutOfMemoryError as problem:
-                parts *= 2
-                if batch < 2 * parts:
-                    raise MemoryError(f"{one_line(problem)} (with {2 * batch // parts} images at once)") from problem
-            torch.cuda.empty_cache()
-            if tell is not None:
-                tell(f"the memory of {data.device} is too small for {2 * batch // parts} images at once: going on with "
-                     f"{batch // parts}.")
+    gradient, epoch, unread = _Gradient(net, recipe.smoothing, tell), len(data) // batch, list[Tensor]()
+    stream = batches(data, batch, augment, seed, number, done)
+    while done < steps:
+        set_rates(opts, triangle(done, steps, recipe.warmup))
+        unread.append(gradient(*next(stream)))
         nn.utils.clip_grad_norm_(net.parameters(), recipe.clip, foreach=True)
         for opt in opts:
             opt.step()
-        done = step + 1
+        done += 1
         if slow is not None:
             slow.step(done, steps)
-        epoch = len(data) // batch
         epoch_ends = done % epoch == 0
         if within is not None and epoch_ends and recipe.warmup <= done / steps <= 0.9:
             steps = replanned(done, time.perf_counter() - started, within[0], round(within[1] * epoch))
@@ -348,17 +341,40 @@ def whiten(net: nn.Module, data: Images) -> None:
             layer.learn(data.normalised(slice(None, None, math.ceil(len(data) / most))))
 
 
-def _descend(net: nn.Module, x: Tensor, y: Tensor, smoothing: float, parts: int) -> Tensor:
-    """The loss of a batch, detached; its gradient is left in the parameters."""
-    net.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=x.device)
-    for some, labels in zip(x.tensor_split(parts), y.tensor_split(parts), strict=True):
-        with autocast(device=x.device), depthwise(x.device):
-            loss = functional.cross_entropy(net(some).float(), labels, label_smoothing=smoothing)
-        loss = loss * (len(labels) / len(y))
-        loss.backward()
-        total += loss.detach()
-    return total
+@dataclass
+class _Gradient:
+    """Leaves the gradient of a batch's loss in a network's parameters; in ``parts`` where a GPU's memory is too small for all."""
+
+    net: nn.Module
+    smoothing: float
+    tell: Callable[[str], None] | None
+    parts: int = 1
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of a batch, detached."""
+        while True:
+            try:
+                return self._of_parts(x, y)
+            except torch.OutOfMemoryError as problem:
+                images = len(y) // self.parts
+                if images < 4:
+                    raise MemoryError(f"{one_line(problem)} (with {images} images at once)") from problem
+            torch.cuda.empty_cache()
+            self.parts *= 2
+            if self.tell is not None:
+                self.tell(f"the memory of {x.device} is too small for {images} images at once: going on with "
+                          f"{len(y) // self.parts}.")
+
+    def _of_parts(self, x: Tensor, y: Tensor) -> Tensor:
+        self.net.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=x.device)
+        for some, labels in zip(x.tensor_split(self.parts), y.tensor_split(self.parts), strict=True):
+            with autocast(device=x.device), depthwise(x.device):
+                loss = functional.cross_entropy(self.net(some).float(), labels, label_smoothing=self.smoothing)
+            loss = loss * (len(labels) / len(y))
+            loss.backward()
+            total += loss.detach()
+        return total
 
 
 def _read(losses: Sequence[Tensor], done: int, steps: int) -> list[float]:
@@ -396,8 +412,7 @@ def _restore(point: Checkpoint, steps: int, net: nn.Module, opts: Sequence[torch
 def error(net: nn.Module, data: Images, batch: int = 512, fast: bool = False) -> float:
     """Share of images that the network, in evaluation mode and where the images are, classifies wrongly. ``fast``: in bf16 where
     that pays."""
-    wrong, labels = 0, data.y
-    batch = min(batch, max(16, batch * LARGE // (data.x.shape[2] * data.x.shape[3])))
+    wrong, labels, batch = 0, data.y, at_once(data.x.shape, batch)
     for start in range(0, len(data), batch):
         with autocast(fast, data.device):
             logits = net(data.normalised(slice(start, start + batch)))

@@ -129,7 +129,7 @@ def sentences(history: History) -> list[str]:
     if math.isfinite(last.ranks):
         found.append(f"Rank correlation of the mixture's shares with the measured accuracy of {last.measured} networks: "
                      f"{last.ranks:.2f}.")
-    return [*found, *([a.text() for a in history.alarms] or ["No alarm."])]
+    return [*found, *(history.remarks or ["No alarm."])]
 
 
 def summary(history: History) -> dict[str, Any]:
@@ -137,11 +137,11 @@ def summary(history: History) -> dict[str, Any]:
 
     Returns:
         groups: path, rows and labels; shares: softmax(α) of every group, slice, row and option; slices: numbers by name;
-        alarms; sentences.
+        alarms; broken; sentences.
     """
     shares = [[s.scores[k].softmax(1).tolist() for s in history.slices] for k in range(len(history.groups))]
     return {"groups": [asdict(g) for g in history.groups], "shares": shares, "slices": [_numbers(s) for s in history.slices],
-            "alarms": [asdict(a) for a in history.alarms], "sentences": sentences(history)}
+            "alarms": [asdict(a) for a in history.alarms], "broken": history.broken, "sentences": sentences(history)}
 
 
 def _numbers(done: Slice) -> dict[str, float | None]:

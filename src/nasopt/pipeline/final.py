@@ -231,7 +231,8 @@ class Delivery:
         """Wrong answers on the test part, and its size: the one place where the test part is used."""
         dataset, test = self.setup.dataset, self.setup.split.test
         read = partial(onnx_logits, threads=torch.get_num_threads()) if "onnx" in files else torch_logits
-        logits = read(folder / Path(files.get("onnx", files["torch"])).name, dataset.x[test])
+        logits = read(folder / Path(files.get("onnx", files["torch"])).name, dataset.x[test],
+                      batch=train.at_once(self.setup.example.shape))
         return int((logits.argmax(axis=1) != dataset.y[test]).sum()), len(test)
 
     def latencies(self, nets: Sequence[nn.Module], folders: Sequence[Path]) -> list[Metrics]:

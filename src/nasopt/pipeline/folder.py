@@ -63,23 +63,25 @@ class Folder:
 
     @contextmanager
     def created(self) -> Iterator[None]:
-        """Makes the folder; if what happens inside fails, the folder is gone again.
+        """Makes the folder; if what happens inside fails, what was made is gone again.
 
         Raises:
-            InputError: it cannot be made or written to.
+            InputError: it cannot be made or written to, or another run was begun there meanwhile.
         """
+        self.refuse_existing()
         existed = self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            others = set(self.path.iterdir())
         except OSError as problem:
             raise InputError(f"the run folder {self.path} cannot be made ({problem.strerror}): choose another with "
                              "--out.") from problem
         try:
             yield
         except BaseException:
-            for leftover in self.path.iterdir():
+            for leftover in set(self.path.iterdir()) - others:
                 leftover.unlink()
-            if not existed:
+            if not existed and not others:
                 self.path.rmdir()
             raise
 

@@ -41,8 +41,8 @@ class Ledger:
         """Adds what happens inside to the phase's seconds and peaks, earlier parts of a resumed run included; going through a
         phase again that was complete costs nothing. (A SIGKILL loses those of the part it ended.)"""
         forget_peak_memory()
-        if torch.cuda.is_initialized():
-            torch.cuda.reset_peak_memory_stats()
+        for device in _gpus():
+            torch.cuda.reset_peak_memory_stats(device)
         started, before, complete = time.perf_counter(), self.seconds(phase), self.recall(f"complete {phase}")
         try:
             yield
@@ -69,4 +69,9 @@ class Ledger:
 
 def _peaks() -> dict[str, float]:
     found = {"cpu": peak_memory_mb()}
-    return {**found, "cuda": torch.cuda.max_memory_allocated() / 1e6} if torch.cuda.is_initialized() else found
+    return {**found, "cuda": max(map(torch.cuda.max_memory_allocated, _gpus())) / 1e6} if _gpus() else found
+
+
+def _gpus() -> range:
+    """The GPUs by number, if any was used."""
+    return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)

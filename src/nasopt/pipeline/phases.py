@@ -343,8 +343,8 @@ class Phases(Parts):
                            watch=self._narrate(watch, title), stop=self._stop if title == "search" else None)
         if study.stopped == INTERRUPTED:
             raise KeyboardInterrupt
-        for alarm in strategy.alarms if isinstance(strategy, relaxed.Relaxed) else ():
-            self.display.log(alarm.text())
+        for remark in strategy.remarks if isinstance(strategy, relaxed.Relaxed) else ():
+            self.display.log(remark)
         self.ledger.store(f"stopped {title}", study.stopped)
         return study
 

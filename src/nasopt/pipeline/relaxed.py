@@ -28,11 +28,11 @@ from nasopt.seed import integer
 from nasopt.space import Arch
 from nasopt.strategies.bayes import DESIGN
 from nasopt.strategies.catalogue import COMBINED, PREFERENCE, members
-from nasopt.strategies.gradient import RECIPES, SLICES, TRIED, TUNING, Blobs, Gradient
+from nasopt.strategies.gradient import RECIPES, SLICES, TRIED, TUNING, Blobs, Gradient, infinite
 from nasopt.strategies.hybrid import Portfolio
 from nasopt.strategies.preference import Preference
 from nasopt.strategies.random import Unseen
-from nasopt.strategies.watch import Alarm, watch
+from nasopt.strategies.watch import watch
 from nasopt.trial import Ask, Trial
 
 SHARE = 0.5
@@ -102,7 +102,7 @@ def plan(setup: Setup, name: str, seconds: float) -> Plan:
     """
     recipe = recipe_of(name)
     search = _search(setup, recipe, network(setup, recipe, None), 1 + TIMED)
-    step, share = _timed(search), SHARE * seconds
+    step, share = _timed(search, name), SHARE * seconds
     images, trying = _trial(search, share)
     _refuse_haste(setup, share, trying, step)
     began = time.perf_counter()
@@ -121,7 +121,7 @@ def plan_of_preferences(setup: Setup, seconds: float, sampled: Sampled) -> Plan:
     began = time.perf_counter()
     tables = cost_tables(setup, sampled)
     measured = time.perf_counter() - began
-    step, share = _timed(_of_preferences(setup, network(setup, PREFERENCE, None), 1 + TIMED, tables)), SHARE * seconds
+    step, share = _timed(_of_preferences(setup, network(setup, PREFERENCE, None), 1 + TIMED, tables), PREFERENCE), SHARE * seconds
     _refuse_haste(setup, share, SHARE * measured, step)
     return Plan(int((share - SHARE * measured) / step), step, 0, 0, [t.to_json() for t in tables], measured)
 
@@ -159,11 +159,18 @@ def said_of(plan: Plan) -> str:
         + "; ".join(f"{name} off by {fit.mean:.0%} on average, Spearman {fit.spearman:.2f}" for name, fit in fits) + ".")
 
 
-def _timed(search: DifferentiableSearch | PreferenceSearch) -> float:
-    """Seconds of a step, after one that is not timed."""
-    search.run(1)
-    began = time.perf_counter()
-    search.run(TIMED)
+def _timed(search: DifferentiableSearch | PreferenceSearch, name: str) -> float:
+    """Seconds of a step, after one that is not timed.
+
+    Raises:
+        InputError: the network becomes infinite.
+    """
+    try:
+        search.run(1)
+        began = time.perf_counter()
+        search.run(TIMED)
+    except FloatingPointError as problem:
+        raise infinite(name, problem) from problem
     return (time.perf_counter() - began) / TIMED
 
 
@@ -207,9 +214,9 @@ class Relaxed:
     ahead: bool
 
     @property
-    def alarms(self) -> tuple[Alarm, ...]:
-        """Of the gradients."""
-        return self.gradient.alarms if isinstance(self.gradient, Gradient) else ()
+    def remarks(self) -> list[str]:
+        """What is to be said of the gradients' search, such as alarms."""
+        return self.gradient.remarks
 
     def ask(self, n: int, first: int) -> Sequence[Ask]:
         """What the strategy asks."""

@@ -177,7 +177,9 @@ def check_config(config: Config) -> None:
         raise unknown("space", config.space, SPACES)
     names = [o.name for o in config.objectives]
     for name in (*names, *(c.name for c in (*config.constraints, *config.target))):
-        goals.metric(name)
+        if (key := goals.metric(name).key) != name:
+            raise InputError(f"the metric {name!r} has the key {key!r} in an Objective or a Constraint: write that, or give a "
+                             "text.")
     if len(set(names)) < len(names) or not all(o.minimise for o in config.objectives):
         raise InputError(f"every objective is minimised and named once, got {', '.join(names)}: mend the list.")
     if "error" not in names:
@@ -254,7 +256,11 @@ def prepare(config: Config, dataset: Dataset, own: nn.Module | None = None, part
     parts = parts or split(dataset, config.seed)
     mean, std = normalisation(dataset, parts.train)
     x, y = nchw(torch.from_numpy(dataset.x), dataset.layout), torch.from_numpy(dataset.y)
-    images = Images.all(x, y, torch.from_numpy(mean), torch.from_numpy(std)).to(device_of(config.device))
+    try:
+        images = Images.all(x, y, torch.from_numpy(mean), torch.from_numpy(std)).to(device_of(config.device))
+    except torch.OutOfMemoryError as e:
+        raise InputError(f"the images take {x.nbytes / 1e9:.1f} GB, more than {config.device!r} has free: give smaller ones (a "
+                         "folder with --image-size), or the device cpu.") from e
     torch.manual_seed(seeds.integer(config.seed, 0, "weights"))
     net = own if own is not None else SPACES[config.space](dataset.input_shape, len(dataset.classes))
     problem = Problem(choices.space_of(net), config.objectives, config.constraints)

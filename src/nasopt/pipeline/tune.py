@@ -244,6 +244,10 @@ class Tuning:
         if plan["objectives"] != list(self.names):
             raise InputError(f"the tuning of {self.name} was begun with the objectives {','.join(plan['objectives'])}: give "
                              f"the same, or remove {self.folder.path / 'tune'}/{self.name}.db to start again.")
+        known = self.ledger.recall("trials")
+        if known is not None:
+            self.display.log(f"The tuning of {self.name} is complete, with {len(known['trials'])} trainings: to tune it anew "
+                             f"remove {self.folder.path / 'tune'}/{self.name}.db.")
         with self.ledger.timed("trials"):
             trials = self.ledger.remember("trials", partial(self._search, plan))["trials"]
         finished = [k for k, t in enumerate(trials) if t["metrics"] is not None]
@@ -278,7 +282,8 @@ class Tuning:
         with self.display.phase("tuning") as watch:
             while True:
                 spent, key = before + time.perf_counter() - started, f"trial {len(trials)}"
-                if self.ledger.recall(key) is None and trials and (spent >= most or len(trials) == self.limit):
+                enough = spent >= most or (self.limit is not None and len(trials) >= self.limit)
+                if self.ledger.recall(key) is None and trials and enough:
                     return {"trials": trials}
                 params = propose(trials, where, self.names, self.setup.config.seed) if trials else untuned(
                     self.setup, plan["epochs"])

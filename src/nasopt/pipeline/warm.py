@@ -44,7 +44,7 @@ from nasopt.strategies.evolution import NSGA2
 from nasopt.trial import Constraint, Metrics, Objective, Problem, Trial
 
 ROWS = 64
-"""Images in the step that a layer's training time is measured with on a CPU."""
+"""Images in the step that a layer's training time is measured with on a CPU, at most."""
 
 LARGE, SMALL = 3, 9
 """Networks handed over of the search for the most capacity, which are dear to judge and much alike, and of each other search."""
@@ -84,8 +84,8 @@ def step_table(setup: Setup) -> Layers:
     """``step_ms``: what a training step takes where networks are trained, as a sum over layers: on a CPU of `ROWS` images, on a
     GPU of a whole batch, since there small steps all take the same time."""
     device = setup.training.device
-    rows = train.Recipe().batch_for(setup.lessons)
-    return Layers("step_ms", step_ms if device.type == "cpu" else partial(step_ms, device=device, rows=rows))
+    rows = min(ROWS, train.at_once(setup.example.shape)) if device.type == "cpu" else train.Recipe().batch_for(setup.lessons)
+    return Layers("step_ms", partial(step_ms, device=device, rows=rows))
 
 
 def start(setup: Setup, seconds: float, epoch: float, rate: float, timed: Callable[[Arch], float],
@@ -213,7 +213,13 @@ def step_ms(layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any],
 
 def _timed(layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], device: torch.device, rows: int) -> float:
     twin, many = train.channels_last(copy.deepcopy(layer).train().requires_grad_().to(device)), partial(_rows, device, rows)
-    return fastest_ms(partial(_step, twin, tree_map(many, inputs), tree_map(many, dict(named)), device), 2)
+    given = tree_map(many, inputs), tree_map(many, dict(named))
+    try:
+        return fastest_ms(partial(_step, twin, *given, device), 2)
+    except RuntimeError as problem:  # the layer changes its input, which in a network is no leaf of the graph
+        if "in-place" not in str(problem):
+            raise
+        return fastest_ms(partial(_step, twin, *given, device, copied=True), 2)
 
 
 def _rows(device: torch.device, count: int, value: Any) -> Any:
@@ -227,8 +233,10 @@ def _rows(device: torch.device, count: int, value: Any) -> Any:
     return rows.requires_grad_(rows.is_floating_point())
 
 
-def _step(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], device: torch.device) -> None:
+def _step(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], device: torch.device, copied: bool = False) -> None:
     with torch.enable_grad(), train.autocast(device=device), depthwise(device):
+        if copied:
+            inputs, named = tree_map(lambda t: t.clone() if isinstance(t, Tensor) else t, (inputs, named))
         out = [t for t in tree_leaves(layer.forward(*inputs, **named)) if isinstance(t, Tensor) and t.requires_grad]
     torch.autograd.backward(out, [torch.ones_like(t) for t in out])
     if device.type == "cuda":

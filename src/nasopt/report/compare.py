@@ -128,12 +128,12 @@ def _surface(found: Attained, strategy: str, share: str) -> dict[str, list[float
 # --------------------------------------------------------------------------------------------------------------- tables
 def _analysis(analysis: Analysis) -> dict[str, Any]:
     """One measure as texts."""
-    ranking = analysis.ranking
+    ranking, strategies = analysis.ranking, list(next(iter(analysis.typical.values())))
     return {
         "title": title(analysis.measure), "key": analysis.measure.key, "test": analysis.test, "refusal": analysis.refusal,
         "better": "lower" if analysis.measure.minimise else "higher",
-        "strategies": list(next(iter(analysis.typical.values()))),
-        "typical": [(problem, [ranged(i) for i in row.values()]) for problem, row in analysis.typical.items()],
+        "strategies": strategies,
+        "typical": [(problem, [ranged(row[s]) for s in strategies]) for problem, row in analysis.typical.items()],
         "pairs": [_pair(analysis, p) for p in analysis.pairs],
         "ranks": Markup(ranks.svg(ranking)) if ranking else "",
         "friedman": f"Iman and Davenport's F = {ranking.f:.3f}, {p_equals(ranking.f_p)}; Friedman's chi-squared = "

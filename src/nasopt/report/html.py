@@ -65,7 +65,7 @@ def write_page(text: str, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:  # a folder's name may be no UTF-8
             file.write(text)
         os.chmod(name, 0o644)  # mkstemp's 0600 would hide the report from a web server or a colleague
         os.replace(name, target)
@@ -107,7 +107,7 @@ def _search(results: Results) -> dict[str, Any]:
 def _relaxed(results: Results) -> dict[str, Any]:
     """What is said of a gradient search: its name, sentences, and the lines of its certificate."""
     data = record.part(results, "relaxed")
-    return {"strategy": str(data.get("strategy") or ""), "alarm": bool(record.items(data, "alarms")),
+    return {"strategy": str(data.get("strategy") or ""), "alarm": bool(record.items(data, "alarms") or data.get("broken")),
             **{name: [str(s) for s in record.items(data, name)] for name in ("sentences", "certificate")}}
 
 

@@ -226,8 +226,8 @@ class _Loop:
                 del pending[record.ask.number]
                 self.trials.append(record)
                 self.strategy.tell([record])
+                self._consider()
         self.waiting.extend(pending.values())
-        self._consider()
         self.before = max((body["spent"] for _, body in events if "spent" in body), default=0.0)
         self.began = time.perf_counter()
 
@@ -343,8 +343,9 @@ def _check_same(logged: _Head, given: _Head) -> None:
 
 
 def _complete(problem: Problem, trial: Trial) -> Trial:
-    """The trial, or an error if an objective is missing though no violated constraint excuses it."""
-    missing = [o.name for o in problem.objectives if o.name not in trial.metrics]
+    """The trial, or an error if what the problem asks for is missing though no violated constraint excuses it."""
+    missing = [f"the objective {o.name}" for o in problem.objectives if o.name not in trial.metrics]
+    missing += [f"the constrained {c.name}" for c in problem.constraints if c.name not in trial.metrics]
     if trial.error is not None or not missing or problem.violation(trial.metrics) > 0:
         return trial
-    return replace(trial, error=f"the estimator did not measure the objective {', '.join(missing)}")
+    return replace(trial, error=f"the estimator did not measure {' and '.join(missing)}")

@@ -76,12 +76,12 @@ def _factories(channels: int, affine: bool) -> dict[str, Callable[[], nn.Module]
 
 
 class Reduction(nn.Module):
-    """The residual block between stages: (n, in, h, w) -> (n, out, h/2, w/2)."""
+    """The residual block between stages: (n, in, h, w) -> (n, out, h/2, w/2), odd sides rounded up."""
 
     def __init__(self, fan_in: int, out: int) -> None:
         super().__init__()
         self.block = nn.Sequential(_relu_conv_norm(fan_in, out, 3, 2), _relu_conv_norm(out, out, 3))
-        self.shortcut = nn.Sequential(nn.AvgPool2d(2, 2), nn.Conv2d(fan_in, out, 1, bias=False))
+        self.shortcut = nn.Sequential(nn.AvgPool2d(2, 2, ceil_mode=True), nn.Conv2d(fan_in, out, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output plus the shortcut's."""

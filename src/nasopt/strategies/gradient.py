@@ -135,7 +135,7 @@ class Gradient:
     trained ahead (`finish`) are gone through in the same way.
 
     The training is deterministic, so that a replay comes to the same; with ``blobs`` it is not repeated: the weights are kept
-    there after each slice.
+    there after each slice. It ends before a slice in which the network becomes infinite (`remarks`).
 
     Args:
         problem: what to search; its space must be that of the search's network.
@@ -159,7 +159,8 @@ class Gradient:
         history: the slices so far, after an end by `flat` or ``guard`` once more the one to which the search went back.
 
     Raises:
-        InputError: the network's space is not the problem's, there are no slices, or ``watch`` is below 0.
+        InputError: the network's space is not the problem's, there are no slices, or ``watch`` is below 0; (when asked) the
+            network became infinite in the first slice.
     """
 
     problem: Problem
@@ -184,6 +185,7 @@ class Gradient:
         if self.watch < 0:
             raise InputError(f"a gradient strategy is watched every {self.watch} slices: give 1 or more, or 0 for never.")
         self._seen = self.unseen or Unseen(self.problem)
+        self._broken = ""
         self._kept = self._recall()
         self._back: int | None = None
         self._gone = 0
@@ -218,12 +220,17 @@ class Gradient:
         """What is kept for readers."""
         trained = self.history if self._back is None else self.history[:-1]
         groups = tuple(Outline(g.path, g.names, g.labels, g.skip) for g in self.search.groups)
-        return History(groups, self.flat, self.guard, tuple(trained))
+        return History(groups, self.flat, self.guard, tuple(trained), self._broken)
 
     @property
     def alarms(self) -> tuple[Alarm, ...]:
         """See `nasopt.strategies.watch.alarms`."""
         return self.record.alarms
+
+    @property
+    def remarks(self) -> list[str]:
+        """See `nasopt.strategies.watch.History`."""
+        return self.record.remarks
 
     def finish(self) -> Arch:
         """Trains all slices that are left; `architecture`."""
@@ -233,6 +240,8 @@ class Gradient:
     @property
     def training(self) -> bool:
         """Whether slices are left to train."""
+        if self._broken and len(self.history) >= len(self._kept):
+            return False
         return self._back is None and len(self.history) < self.slices
 
     def _train_on(self, slices: int) -> None:
@@ -259,7 +268,14 @@ class Gradient:
         if len(self.history) < len(self._kept):
             self.history.append(self._kept[len(self.history)])
         else:
-            self.history.append(self._train())
+            state = self.search.state()
+            try:
+                self.history.append(self._train())
+            except FloatingPointError as problem:
+                if not self.history:
+                    raise infinite(self.name, problem) from problem
+                self._broken = str(problem)
+                self.search.load(state)
             self._keep()
         self._back = next((a.back for a in self.alarms if a.back is not None), None)
         if self._back is not None:
@@ -270,9 +286,6 @@ class Gradient:
         search.guide = self._guide()
         end = round(search.steps * number / self.slices)
         losses = search.run(end - search.done)
-        if number == self.slices and search.method.trial:
-            for _ in search.settle(max(1, int(TUNING * search.steps / sum(g.rows for g in search.groups))), self.tried):
-                pass
         scores = tuple(a.detach().masked_fill(~k, -torch.inf) for a, k in zip(search.alphas, search.allowed, strict=True))
         measured = [(t.ask.arch, t.metrics["error"]) for t in self._told
                     if t.error is None and np.isfinite(t.metrics.get("error", np.nan))]
@@ -281,8 +294,12 @@ class Gradient:
         if self.flat is not None:
             ends = curvature(search, 128, rng(self.seed, number, "curvature"))
         loss = float(np.mean(losses)) if losses else np.nan
-        return Slice(search.architecture(), scores, loss, skip_share(search, scores), evenness(scores),
-                     np.nan if ends is None else ends.high, agreement(search, scores, measured), len(measured), seen)
+        found = Slice(search.architecture(), scores, loss, skip_share(search, scores), evenness(scores),
+                      np.nan if ends is None else ends.high, agreement(search, scores, measured), len(measured), seen)
+        if number < self.slices or not search.method.trial:
+            return found
+        *_, chosen = search.settle(max(1, int(TUNING * search.steps / search.decisions)), self.tried)
+        return replace(found, architecture=chosen)
 
     def _guide(self) -> tuple[float, list[Tensor]] | None:
         """What the best trials choose, and how much that counts."""
@@ -306,7 +323,15 @@ class Gradient:
         if blob is None:
             return ()
         self.search.load(_part(blob, "search "))
-        return history_of(blob).slices
+        history = history_of(blob)
+        self._broken = history.broken
+        return history.slices
+
+
+def infinite(name: str, problem: FloatingPointError) -> InputError:
+    """What to say of a search that failed before there was anything of it."""
+    return InputError(f"the network that {name!r} relaxes became infinite at once ({problem}): look for extreme values "
+                      "in the data, or choose another strategy.")
 
 
 HISTORY = "history"

@@ -115,7 +115,8 @@ class Portfolio:
         return replace(asks[0], number=number, by=name)
 
     def _reward(self, name: str, trial: Trial, overhead: float) -> None:
-        """Credits the member with what the trial added to the hypervolume, in the frame of all that was found so far."""
+        """Credits the member with what the trial added to the hypervolume, in the frame of the front before and the trial: with
+        one objective all improvements count the same."""
         gain = self._added(trial)
         if name:
             self._gain[name] = self._memory * self._gain[name] + gain

@@ -16,7 +16,7 @@ from nasopt.trial import Ask, Problem, Trial
 
 class LocalSearch:
     """Asks the neighbours (`space.neighbours`) of the best architecture in random order and moves on as soon as one is better;
-    where none is, it starts again from a random one.
+    where none is, random ones follow, until one is as good as the best: the published search begins anew from the first of them.
 
     With several objectives the best is any member of the front whose neighbourhood was not begun yet, and better means that it
     dominates (Pareto local search: Paquete, Chiarandini & Stützle, 2004). No network is asked twice.

@@ -12,7 +12,7 @@ from torch import Tensor
 from nasopt.nets.preference import PreferenceSearch
 from nasopt.seed import integer, rng
 from nasopt.space import Rows
-from nasopt.strategies.gradient import SLICES, Blobs, check
+from nasopt.strategies.gradient import SLICES, Blobs, check, infinite
 from nasopt.strategies.random import Unseen
 from nasopt.strategies.reference import directions
 from nasopt.trial import Ask, Problem, Trial
@@ -32,7 +32,7 @@ class Preference:
     asked before is replaced by such a draw.
 
     The training is deterministic, so that a replay comes to the same; with ``blobs`` it is not repeated: the weights are kept
-    there after each slice.
+    there after each slice. It ends before a slice in which the network becomes infinite (`remarks`).
 
     Args:
         problem: what to search; its space must be that of the search's network.
@@ -44,7 +44,8 @@ class Preference:
         stride: slices that are trained before every ask.
 
     Raises:
-        InputError: the network's space is not the problem's, there are no slices, or none before an ask.
+        InputError: the network's space is not the problem's, there are no slices, or none before an ask; (when asked) the
+            network became infinite in the first slice.
     """
 
     problem: Problem
@@ -62,6 +63,7 @@ class Preference:
         self._grid: list[list[float]] = rng(self.seed, 0, "preference grid").permutation(grid).tolist()
         self._left: Rows | None = None
         self._slice = 0
+        self._broken = ""
         self._hypers = self._recall()
 
     def ask(self, n: int, first: int) -> list[Ask]:
@@ -83,7 +85,12 @@ class Preference:
     @property
     def training(self) -> bool:
         """Whether slices are left to train."""
-        return self._slice < self.slices
+        return self._slice < self.slices and not self._broken
+
+    @property
+    def remarks(self) -> list[str]:
+        """Why the search ended too early, if it did."""
+        return [f"The search ended after slice {self._slice}, since the next one failed: {self._broken}"] if self._broken else []
 
     def finish(self) -> list[dict[str, int]]:
         """Trains all slices that are left; the architectures of a grid of preferences, each once."""
@@ -93,7 +100,7 @@ class Preference:
     def _candidate(self, number: int) -> Rows:
         """A row that was not seen, or none."""
         lay, generator = self._seen.layout, rng(self.seed, number, "preference ask")
-        if self._slice == self.slices:
+        if not self.training:
             if self._left is None:
                 self._left = lay.rows(self.finish())
             self._left = self._seen.fresh(self._left)
@@ -110,16 +117,22 @@ class Preference:
 
     def _train_on(self, slices: int) -> None:
         """Trains so many slices, at most those that are left."""
-        for _ in range(min(slices, self.slices - self._slice)):
-            self._advance()
+        for _ in range(slices):
+            if self.training:
+                self._advance()
 
     def _advance(self) -> None:
         """Trains the next slice, or takes it from what was kept."""
-        self._slice += 1
-        if self._slice > len(self._hypers):
-            self.search.run(round(self.search.steps * self._slice / self.slices) - self.search.done)
-            self._hypers.append({k: v.clone() for k, v in self.search.hyper.state_dict().items()})
-            self._keep()
+        if self._slice == len(self._hypers):
+            try:
+                self.search.run(round(self.search.steps * (self._slice + 1) / self.slices) - self.search.done)
+                self._hypers.append({k: v.clone() for k, v in self.search.hyper.state_dict().items()})
+                self._keep()
+            except FloatingPointError as problem:
+                if not self._hypers:
+                    raise infinite("preference", problem) from problem
+                self._broken = str(problem)
+        self._slice = min(self._slice + 1, len(self._hypers))
         self.search.hyper.load_state_dict(self._hypers[self._slice - 1])
 
     # ---------------------------------------------------------------------------------------------------- keeping weights

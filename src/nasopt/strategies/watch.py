@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.linalg import block_diag
 from torch import Tensor
 
 from nasopt.analysis.convergence import Extremes, Recording, extremes, mean_zero
@@ -63,8 +64,9 @@ class Slice:
     """How a search stood after a slice.
 
     Attributes:
-        architecture: what the search had come to (`DifferentiableSearch.architecture`).
-        scores: α of every group, minus infinity where an option is no longer allowed.
+        architecture: what the search had come to: `DifferentiableSearch.architecture` or, after the last slice of a method with
+            a trial, what `DifferentiableSearch.settle` chose.
+        scores: α of every group, before that choice; minus infinity where an option is no longer allowed.
         loss: mean training loss of the slice.
         skips: share of the rows whose largest α is the skip connection's, of those that have one; NaN if none has.
         entropy: mean entropy of softmax(α), as a share of the largest possible.
@@ -104,17 +106,25 @@ class History:
         groups: of its α.
         flat, guard: see `nasopt.strategies.gradient.Gradient`.
         slices: those that were trained.
+        broken: why no more of them could be; empty if none failed.
     """
 
     groups: tuple[Outline, ...]
     flat: float | None
     guard: bool
     slices: tuple[Slice, ...]
+    broken: str = ""
 
     @property
     def alarms(self) -> tuple[Alarm, ...]:
         """See `alarms`."""
         return alarms(self.slices, skip_limit(self.groups), self.flat, self.guard)
+
+    @property
+    def remarks(self) -> list[str]:
+        """The alarms in words, and why the search ended too early."""
+        ended = f"The search ended after slice {len(self.slices)}, since the next one failed: {self.broken}"
+        return [*(a.text() for a in self.alarms), *([ended] if self.broken else [])]
 
     def to_text(self) -> str:
         """JSON, with Python's words for what is not finite; every number is restored bit for bit."""
@@ -125,7 +135,7 @@ class History:
         """The inverse of `to_text`."""
         data = json.loads(text)
         groups = tuple(Outline(g["path"], tuple(g["rows"]), tuple(g["labels"]), g["skip"]) for g in data["groups"])
-        return cls(groups, data["flat"], data["guard"], tuple(_slice(s) for s in data["slices"]))
+        return cls(groups, data["flat"], data["guard"], tuple(_slice(s) for s in data["slices"]), data.get("broken", ""))
 
 
 def _plain(done: Slice) -> dict[str, Any]:
@@ -178,18 +188,30 @@ def sample(images: Images, n: int) -> Batch:
 
 
 def curvature(search: DifferentiableSearch, images: int, generator: np.random.Generator, products: int = 10) -> Extremes:
-    """Extreme eigenvalues of ∇²_α of the loss of so many validation images, in mean-zero coordinates, by Lanczos."""
+    """Extreme eigenvalues of ∇²_α of the loss of so many validation images, in the coordinates that matter, by Lanczos."""
     alphas = [a.detach().requires_grad_() for a in search.alphas]
     w = [p.detach() for p in search.trained().values()]
-    gradient = torch.autograd.grad(_loss(search, sample(search.validation, images))(w, alphas), alphas, create_graph=True)
+    loss = _loss(search, sample(search.validation, images))(w, alphas)
+    gradient = torch.autograd.grad(loss, alphas, create_graph=True, materialize_grads=True)  # a choice may not have been reached
     flat = torch.cat([g.flatten() for g in gradient])
 
     def product(x: Floats) -> Floats:
-        slopes = torch.autograd.grad(flat @ torch.as_tensor(x, dtype=flat.dtype), alphas, retain_graph=True)
+        slopes = torch.autograd.grad(flat @ torch.as_tensor(x, dtype=flat.dtype), alphas, retain_graph=True,
+                                     materialize_grads=True)
         return np.asarray(torch.cat([s.flatten() for s in slopes]).double())
 
-    options = [a.shape[1] for a in alphas for _ in range(len(a))]
-    return extremes(product, mean_zero(options), generator, products, 1e-3)
+    return extremes(product, _coordinates(search), generator, products, 1e-3)
+
+
+def _coordinates(search: DifferentiableSearch) -> Floats:
+    """Orthonormal rows (coordinates, n) of what may change of all α: of the options that are left, but not of their mean in a row
+    that is relaxed to shares, which do not depend on it."""
+    rows = [(int(row.sum()), search.method.relaxation is relax.sigmoid and not uneven)
+            for allowed, uneven in zip(search.allowed, search.uneven, strict=True) for row in allowed]
+    within = block_diag(*(np.eye(options) if alone else mean_zero([options]) for options, alone in rows))
+    basis = np.zeros((len(within), sum(a.numel() for a in search.allowed)))
+    basis[:, np.concatenate([a.flatten().numpy() for a in search.allowed])] = within
+    return basis
 
 
 def watch(search: DifferentiableSearch, seed: int, number: int, closely: bool) -> Watched | None:

@@ -153,9 +153,13 @@ def _classes(raw: Raw) -> tuple[Indices, tuple[str, ...]]:
 
 
 def _named_classes(raw: Raw) -> tuple[Indices, tuple[str, ...]]:
-    names, labels = np.unique(raw.labels.astype(str), return_inverse=True)
+    try:
+        texts = np.char.decode(raw.labels, "utf-8") if raw.labels.dtype.kind == "S" else raw.labels
+    except UnicodeDecodeError as e:
+        raise InputError(f"labels of '{raw.name}' are bytes that are no UTF-8 ({e}): save them as text.") from e
+    names, labels = np.unique(texts, return_inverse=True)
     if not names[0].strip():
-        missing = int(np.sum(raw.labels.astype(str) == names[0]))
+        missing = int(np.sum(texts == names[0]))
         raise InputError(f"{missing} labels of '{raw.name}' are missing (empty text): label or remove these images.")
     if raw.classes is None:
         return labels.astype(np.int64), tuple(names.tolist())

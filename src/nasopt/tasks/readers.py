@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import math
 import struct
 import tokenize
 import zipfile
@@ -208,7 +209,14 @@ def _mode(path: Path) -> str:
 
 def _decode(files: Sequence[Path], mode: str, image_size: tuple[int, int] | None) -> NDArray[np.uint8]:
     size = (image_size[1], image_size[0]) if image_size else _open(files[0], None).size
-    x = np.empty((len(files), size[1], size[0], *([3] if mode == "RGB" else [])), np.uint8)
+    shape = (len(files), size[1], size[0], *([3] if mode == "RGB" else []))
+    try:
+        x = np.empty(shape, np.uint8)
+    except MemoryError as e:
+        raise InputError(
+            f"{len(files)} images of {size[0]}x{size[1]} pixels take {math.prod(shape) / 1e9:.0f} GB, more than there is: "
+            "resize them with image_size=(height, width), on the command line --image-size."
+        ) from e
     for i, file in enumerate(files):
         image = _open(file, mode)
         if image.size != size and image_size is None:
