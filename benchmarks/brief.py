@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import write
+from common import settle, write
 from mini import kept
 from scipy import stats
 
@@ -148,7 +148,8 @@ def main() -> None:
     data = load(options.data)
     aim = parse_constraint("error<=1%", "target")
     setup = prepare(Config("brief", "fast", target=(aim,), mirror=train.Augment.for_images(data.input_shape).flip), data)
-    options.keep.mkdir(parents=True, exist_ok=True)
+    settle(options.keep, {"data": Path(options.data).name, "networks": options.networks, "seconds": options.seconds,
+                          "threads": torch.get_num_threads()})
     archs = kept(options.keep, "networks", lambda: networks(setup, options.networks, options.seconds))
     equal = kept(options.keep, "equal", lambda: MIDDLE * float(np.mean([
         final.epoch_seconds(choices.extract(setup.net, arch), setup.training, train.Recipe(batch=SMALL_BATCH), setup.augment)

@@ -5,11 +5,11 @@
 Every seed is one run of `nasopt.search` in the space ``fast`` (on a GPU ``fast-wide``) with a budget for search and training and
 a target for the validation part, which ends the run. Beside it, in the same space, with the same parts and recipe: random search
 with the same budget and target; networks designed by hand (airbench94, ResNet-18, MobileNetV2, on a GPU airbench96), trained once
-each for all of the time; and the same, scaled to the latency of the network that was found with this seed and trained for as long
-as it was (left out where no scaling is as fast). No network is trained for more epochs than `nasopt search` would. The test part
-is used once for every network that is delivered, on its exported file. Where images are mirrored in training, all networks answer
-with the mean for an image and its mirror image. DARTS of first order, in fp32 and plain memory order, is timed for some steps; a
-search of 50 epochs of half of the images by 64 is extrapolated from their median.
+each for all of the time; and the same, scaled to the largest that is no slower than the network that was found with this seed,
+and trained for as long as it was (left out where no scaling is as fast). No network is trained for more epochs than `nasopt
+search` would. The test part is used once for every network that is delivered, on its exported file. Where images are mirrored in
+training, all networks answer with the mean for an image and its mirror image. DARTS of first order, in fp32 and plain memory
+order, is timed for some steps; a search of 50 epochs of half of the images by 64 is extrapolated from their median.
 
 Every single run is kept in a folder (``--keep``): what is there is read, what was interrupted goes on, ``--only`` says what is
 run now, and the record holds all that is there and, from an earlier record with these settings on this machine, all that is not.
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 import time
@@ -35,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, version, write
+from common import RESULTS, keep, settle, version, write
 from differentiable_speed import BASELINE, VARIANTS, left_out, start
 from torch import Tensor, nn
 
@@ -61,7 +60,7 @@ DESIGNS: Mapping[str, Callable[[Any], dict[str, int]]] = {
     "airbench94": fast.airbench94, "airbench96": fast.airbench96, "resnet18": fast.resnet18, "mobilenetv2": fast.mobilenetv2}
 """airbench96 is no member on the CPU, where networks are not so wide."""
 TITLES = {"nasopt": "nasopt search", "random": "random search", **{name: f"{name}, all of the time" for name in DESIGNS},
-          **{f"{name}-scaled": f"{name} of equal latency and training time" for name in DESIGNS}}
+          **{f"{name}-scaled": f"{name}, scaled to at most the latency, with equal training time" for name in DESIGNS}}
 PARTS = (*TITLES, "darts")
 SEARCHING = ("preparation", "supernet", "trust", "warm start", "search")
 FIELDS = ("search_seconds", "training_seconds", "best_seconds", "total_seconds", "epochs", "validation_accuracy", "test_accuracy",
@@ -105,8 +104,8 @@ def searched(strategy: str, data: Dataset, config: Config, folder: Path) -> dict
 
 
 def designed(name: str, data: Dataset, config: Config, folder: Path, found: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The summary of a hand-designed network, trained for all of the time; or, beside a network that was ``found``, scaled to its
-    latency and trained for as long."""
+    """The summary of a hand-designed network, trained for all of the time; or, beside a network that was ``found``, scaled to at
+    most its latency and trained for as long."""
     began = time.perf_counter()
     setup = prepare(config, data)
     place = folder / "models" / name
@@ -177,13 +176,6 @@ def darts(steps: int, channels: int, device: torch.device) -> dict[str, Any]:
 
 
 # -------------------------------------------------------------------------------------------------------------- the record
-def keep(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON file whole or not at all, whoever else does."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(value))
-    part.replace(path)
-
-
 def once(path: Path, compute: Callable[[], dict[str, Any]]) -> None:
     """Leaves a result in a file, if it is not there."""
     if not path.exists():
@@ -246,7 +238,7 @@ def tables(methods: Mapping[str, Mapping[str, Sequence[Any]]], baseline: Mapping
     if baseline is not None:
         steps, searches = np.array(baseline["step_seconds"]), np.array(methods.get("nasopt", {}).get("search_seconds", []))
         whole = PUBLISHED * steps
-        rows = [["DARTS, first order, fp32", float(np.median(steps)), float(np.median(whole)), "extrapolated", None]]
+        rows = [[f"DARTS, first order, {BASELINE}", float(np.median(steps)), float(np.median(whole)), "extrapolated", None]]
         if len(searches):
             times = whole[:, None] / searches
             rows.append(["nasopt, median over seeds", None, float(np.median(searches)), "yes",
@@ -283,10 +275,11 @@ def described(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
                     "training part without the images that judge."}
 
 
-def command(given: argparse.Namespace, seeds: Sequence[int], baseline: Mapping[str, Any] | None) -> str:
-    """What measures all parts of a record, each once, on a machine that does nothing else."""
+def command(given: argparse.Namespace, parts: Sequence[str], seeds: Sequence[int], baseline: Mapping[str, Any] | None) -> str:
+    """What measures these parts of a record, each once, on a machine that does nothing else."""
     words = ["--data", Path(given.data).name, "--name", given.name, "--device", given.device, "--minutes", f"{given.minutes:g}",
-             "--target", given.target, *([] if given.images is None else ["--images", str(given.images)]),
+             "--target", given.target, "--threads", str(torch.get_num_threads()), "--only", *parts,
+             *([] if baseline is None else ["darts"]), *([] if given.images is None else ["--images", str(given.images)]),
              *(["--seeds", *map(str, seeds)] if seeds else [])]
     if baseline is not None:
         words += ["--darts-steps", str(len(baseline["step_seconds"])), "--darts-channels", str(baseline["channels"])]
@@ -305,16 +298,15 @@ def summary(methods: Mapping[str, Mapping[str, Sequence[Any]]]) -> str:
 
 def run(given: argparse.Namespace) -> None:
     """Runs what is asked for and is not there, and writes the record of all that is there."""
-    device, folder = device_of(given.device), given.keep
+    device = device_of(given.device)
+    folder = given.keep or Path("runs") / f"{given.name}-{device.type}"
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
     chip = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
     target = (goals.parse_constraint(given.target, "target"),)
-    settings = {"minutes": given.minutes, "target": str(target[0]), "images": given.images, "device": chip,
-                "threads": torch.get_num_threads()}
-    folder.mkdir(parents=True, exist_ok=True)
-    about = folder / "settings.json"
-    if about.exists() and json.loads(about.read_text()) != settings:
-        raise InputError(f"{folder} holds runs with other settings, {about.read_text()}: give another folder with --keep.")
-    keep(about, settings)
+    settings = {"name": given.name, "data": Path(given.data).name, "minutes": given.minutes, "target": str(target[0]),
+                "images": given.images, "device": chip, "threads": torch.get_num_threads()}
+    settle(folder, settings)
     restore(RESULTS / f"{given.name}-{device.type}.json", settings, folder)
     wide = device.type == "cuda"
     only = given.only or [part for part in PARTS if wide or not part.startswith("airbench96")]
@@ -339,7 +331,7 @@ def run(given: argparse.Namespace) -> None:
     path = write(f"{given.name}-{device.type}", {
         **described(given.name, settings),
         "device": chip, "settings": settings, **methods.get("nasopt", {}), "methods": methods, "darts": baseline,
-        "tables": tables(methods, baseline)}, seeds, command(given, seeds, baseline))
+        "tables": tables(methods, baseline)}, seeds, command(given, list(methods), seeds, baseline))
     print(summary(methods))
     print(path)
 
@@ -354,7 +346,8 @@ def main() -> None:
     parser.add_argument("--target", default="error<=6%")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", choices=PARTS, nargs="+")
-    parser.add_argument("--keep", type=Path, default=Path("runs/cifar10"))
+    parser.add_argument("--keep", type=Path, help="default: runs/NAME-DEVICE")
+    parser.add_argument("--threads", type=int, help="of the CPU; default: all cores")
     parser.add_argument("--images", type=int)
     parser.add_argument("--darts-steps", type=int, default=10)
     parser.add_argument("--darts-channels", type=int, default=16)

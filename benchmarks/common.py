@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from nasopt.errors import InputError
+from nasopt.files import write_whole
 from nasopt.machine import machine, versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -58,6 +60,24 @@ def write(name: str, results: Mapping[str, Any], seeds: Sequence[int], command: 
     return path
 
 
+def keep(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all, whoever else does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(value).encode())
+
+
+def settle(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Makes a folder for runs with these settings.
+
+    Raises:
+        InputError: it holds runs with others.
+    """
+    about = folder / "settings.json"
+    if about.exists() and json.loads(about.read_text()) != settings:
+        raise InputError(f"{folder} holds runs with other settings, {about.read_text()}: give another folder.")
+    keep(about, settings)
+
+
 def version() -> str:
     """The commit of the source tree, marked where a program differs from it; empty outside of a checkout and without git."""
     def git(*words: str) -> str:
@@ -70,7 +90,8 @@ def version() -> str:
 
 def _portable(word: str) -> str:
     """A word of the command without this machine's folders."""
-    return Path(word).name if Path(word).is_absolute() else word
+    option, is_there, value = word.rpartition("=")
+    return option + is_there + (Path(value).name if Path(value).is_absolute() else value)
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import write
+from common import settle, write
 
 import nasopt
 from nasopt.goals import format_metric
@@ -31,6 +31,7 @@ def dominates(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
 def one(given: argparse.Namespace, seed: int) -> Mapping[str, Any]:
     """The record of one run."""
     folder = given.runs / f"{given.name}-{seed}"
+    settle(given.runs / f"{given.name}-settings", {name: str(getattr(given, name)) for name in ("data", "space", "budget")})
     if (folder / "study.db").exists():
         return nasopt.resume(folder).results
     return nasopt.search(given.data, space=given.space, budget=given.budget, seed=seed, out=folder).results

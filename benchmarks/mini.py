@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import write
+from common import keep, write
 from torch import nn
 
 from nasopt import seed as seeds
 from nasopt import space
+from nasopt.analysis import stats
 from nasopt.analysis.comparison import ALPHA
 from nasopt.nets import choices, train
 from nasopt.nets.choices import BatchNorm2d, Conv2d, OneOf
@@ -133,7 +134,7 @@ def kept(folder: Path | None, name: str, compute: Any) -> Any:
         return json.loads(file.read_text())
     found = compute()
     if file is not None:
-        file.write_text(json.dumps(found))
+        keep(file, found)
     print(name, flush=True)
     return found
 
@@ -146,7 +147,9 @@ def report(errors: dict[str, float], table: np.ndarray, runs: Sequence[dict[str,
         found, random = (np.array([errors[space.key(run[k])] - least for run in own]) for k in ("found", "random"))
         rows.append([name, len(own), float(np.median(found)), float(found.max()), float(np.median(random)),
                      float(np.mean([run["drawn"] for run in own])), float(np.mean([run["seconds"] for run in own])),
-                     verdict(found, random)])
+                     stats.paired(found, random) if len(own) > 1 else None])
+    adjusted = stats.holm([1.0 if pair is None else pair.p for *_, pair in rows])
+    rows = [[*row, verdict(pair, float(p))] for (*row, pair), p in zip(rows, adjusted, strict=True)]
     deviation = float(np.sqrt(table.var(axis=1, ddof=1).mean()))
     text = (f"{len(errors)} networks, {TRUTHS} trainings of {options.epochs:g} epochs each: test error "
             f"{least:.2f} to {max(errors.values()):.2f} % (median {np.median(list(errors.values())):.2f} %), deviation of one "
@@ -157,18 +160,13 @@ def report(errors: dict[str, float], table: np.ndarray, runs: Sequence[dict[str,
             "against random search"]}]}, list(range(options.seeds)))
 
 
-def verdict(found: np.ndarray, random: np.ndarray) -> str:
-    """Wilcoxon's signed-rank test of the regrets, paired by seed."""
-    from scipy.stats import wilcoxon
-
-    if len(found) < 6:
+def verdict(pair: stats.Paired | None, adjusted: float) -> str:
+    """What may be said of a recipe against random search, paired by seed, with p adjusted for all recipes (Holm)."""
+    if pair is None or pair.n < stats.MIN_PAIRS:
         return "too few seeds to say"
-    if np.array_equal(found, random):
-        return "equal"
-    p = float(wilcoxon(found, random).pvalue)
-    if p >= ALPHA:
-        return f"not different (p = {p:.2g})"
-    return f"{'better' if np.median(found - random) < 0 else 'worse'} (p = {p:.2g})"
+    if adjusted >= ALPHA:
+        return f"not different (p = {pair.p:.2g}, adjusted {adjusted:.2g})"
+    return f"{'better' if pair.shift < 0 else 'worse'} (adjusted p = {adjusted:.2g})"
 
 
 if __name__ == "__main__":

@@ -34,13 +34,14 @@ SEARCHES: dict[str, Callable[[Problem, int], Strategy]] = {
 def one(search: Strategy) -> tuple[int, int, bool]:
     """Queries to the optimum; options dropped by then, and whether none of the optimum is among them."""
     toy, number = bad_options(), 0
-    while True:
-        (ask,) = search.ask(1, number)
+    while asks := search.ask(1, number):
+        ask, = asks
         search.tell([Trial(ask, toy(ask), 0.0)])
         number += 1
         if toy(ask)["error"] == 0:
             dropped = search.certificate().dropped if isinstance(search, Progressive) else ()
             return number, len(dropped), all(d.option not in ("good", "0") for d in dropped)
+    return number, len(search.certificate().dropped) if isinstance(search, Progressive) else 0, False
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import keep as keep_file
 from common import write
 from threadpoolctl import threadpool_limits
 
@@ -66,7 +67,7 @@ def once(task: bench.Task, name: str, queries: int, seeds: int, keep: Path | Non
     began = time.perf_counter()
     runs = bench.run(task, [name], queries, range(seeds))
     if file is not None:
-        file.write_text(json.dumps(bench.record(task, [name], queries, runs, time.perf_counter() - began)))
+        keep_file(file, bench.record(task, [name], queries, runs, time.perf_counter() - began))
     return runs
 
 

@@ -86,6 +86,7 @@ def test_the_headline_s_script_at_tiny_size(tmp_path: Path, monkeypatch: pytest.
     assert found["total_seconds"][0] >= found["search_seconds"][0] + found["training_seconds"][0] - 1e-6
     assert first["darts"]["extrapolated_search_seconds"] == pytest.approx(19500 * first["darts"]["step_seconds"][0], rel=0.01)
     assert first["command"].endswith("--images 300 --seeds 3 --darts-steps 1 --darts-channels 4")
+    assert "--only nasopt mobilenetv2 mobilenetv2-scaled darts --images" in first["command"]
     assert "'error<=1%'" in first["command"]
 
     monkeypatch.setattr(cifar10, "one", lambda *given: pytest.fail("this was run before"))
@@ -95,3 +96,17 @@ def test_the_headline_s_script_at_tiny_size(tmp_path: Path, monkeypatch: pytest.
     words[words.index("300")] = "200"
     with pytest.raises(SystemExit, match="holds runs with other settings"):
         record("two", "nasopt")
+
+
+def test_the_words_of_a_command_name_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    portable = script("common", monkeypatch)._portable
+    words = ("/a/b/c.npz", "--data=/a/b/c.npz", "--data=c", "x", "error<=5%")
+    assert [portable(word) for word in words] == ["c.npz", "--data=c.npz", "--data=c", "x", "error<=5%"]
+
+
+def test_a_folder_with_other_settings_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    common = script("common", monkeypatch)
+    for _ in range(2):
+        common.settle(tmp_path / "new" / "one", {"budget": "30m"})
+    with pytest.raises(InputError, match="holds runs with other settings"):
+        common.settle(tmp_path / "new" / "one", {"budget": "2h"})

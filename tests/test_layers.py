@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "nasopt"
 
 LEVELS = (
-    ("space", "trial", "protocols", "seed", "errors", "goals", "machine", "graphs"),
+    ("space", "trial", "protocols", "seed", "errors", "files", "goals", "machine", "graphs"),
     ("nets", "cost", "analysis", "testing", "surrogates"),
     ("spaces", "tasks", "benchmarks"),
     ("strategies", "estimators"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -38,6 +39,13 @@ def test_a_network_of_your_own_is_searched(tmp_path: Path, monkeypatch: pytest.M
     runpy.run_path(str(script))
     assert ".onnx" in capsys.readouterr().out
     assert (tmp_path / "runs/mine/report.html").is_file()
+
+
+def test_the_accuracy_that_is_named_is_that_of_the_record() -> None:
+    accuracy, seeds = re.search(r"([\d.]+) % test accuracy \(mean of (\d+) seeds", TEXT).groups()  # type: ignore[union-attr]
+    record = json.loads((ROOT / "benchmarks/results/cifar10-cpu.json").read_text())
+    assert record["settings"]["minutes"] == 60 and record["settings"]["threads"] == 2
+    assert (f"{np.mean(record['test_accuracy']):.2f}", str(len(record["test_accuracy"]))) == (accuracy, seeds)
 
 
 def test_options_that_are_named_are_there() -> None:

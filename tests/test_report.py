@@ -291,6 +291,13 @@ def test_hand_designed_networks_are_compared_in_numbers() -> None:
     assert "It dominates net-4, net-5, net-6 and net-7" in mobile
 
 
+def test_a_hand_designed_network_that_breaks_a_bound_is_said_to() -> None:
+    results = example()
+    results["designed"][0]["breaks"] = ["latency_ms <= 1 ms", "params <= 10"]
+    resnet, mobile = claims.against_designed(results)
+    assert ") breaks latency_ms <= 1 ms and params <= 10, and is dominated by 1 of" in resnet and "breaks" not in mobile
+
+
 def test_dominance_keeps_to_the_definition_and_the_direction() -> None:
     def net(**metrics: float) -> record.Network:
         return record.network({"metrics": metrics}, record.FRONT, 0)
@@ -317,8 +324,45 @@ def test_equal_cost_takes_the_shorter_run() -> None:
     assert claims.equal_cost({"search": {"curves": {"nsga2": long}}}) == []
 
 
+@pytest.mark.parametrize(("curves", "compared"), [(("nsga2", "random"), True), (("random",), False), (("hybrid",), False)])
+def test_a_comparison_with_random_search_is_announced_where_there_is_one(curves: tuple[str, ...], compared: bool) -> None:
+    results = example()
+    rise = results["search"]["curves"]["random"]
+    results["search"]["curves"] = dict.fromkeys(curves, rise)
+    text = html.render(results)
+    assert ("<h2>The search against random search</h2>" in text) == compared and ("<h2>The search</h2>" in text) != compared
+    points = dict(claims.checklist(results))
+    assert points["Random search in the same space at equal cost"] == ("shown" if compared else "not run")
+    panel = figures.hypervolume(results)
+    assert panel is not None and ("and random search" in panel.description) == compared
+
+
+def test_trials_are_counted_by_who_asked_and_hypervolumes_name_their_scale() -> None:
+    results = example()
+    results["search"]["trials"] += [{"by": "random", "metrics": {}, "error": None}] * 4
+    results["search"]["scale"] = "natural logarithm of every objective"
+    text = html.render(results)
+    assert "<dt>Trials</dt><dd>121 by nsga2, 4 by random; 1 failed: the loss is not a number</dd>" in text
+    assert "peak memory, natural logarithm of every objective, from the reference point" in text
+
+
+def test_predictions_are_compared_with_what_was_measured() -> None:
+    results = example()
+    named = {a.metric for a in claims.agreements(results)}
+    for data in (*results["front"], *results["dominated"], *results["designed"]):
+        data["metrics"].pop("error", None)
+    panel, before = figures.predicted(results), figures.predicted(example())
+    assert panel is not None and before is not None
+    titles = [p.menus[0].options[0].layout["yaxis.title.text"] for p in (before, panel)]
+    assert titles == ["measured validation error (%)", "measured test error (%)"]
+    assert panel.figure.layout.yaxis.title.text == titles[1]
+    assert "validation error" in named
+    assert "validation error, against the test error" in {a.metric for a in claims.agreements(results)}
+
+
 def test_final_hypervolume_has_its_baselines() -> None:
     text = claims.final_hypervolume(example())
+    assert text.startswith("Hypervolume of the trained networks, on logarithms of the measured metrics: found 0.840")
     assert "hand-designed networks 0.700 (found 20.0 % higher)" in text
     assert claims.final_hypervolume({"search": {"front_hypervolume": {"designed": 1.0}}}) == ""
 
@@ -363,7 +407,7 @@ def test_the_front_distinguishes_kinds_and_follows_the_menus() -> None:
     panel = figures.front(example())
     assert panel is not None
     traces = panel.figure.data
-    assert [t.name for t in traces] == ["on the front", "dominated", "designed by hand",
+    assert [t.name for t in traces] == ["on the front", "not on the front", "designed by hand",
                                         "front, as the search predicted it", "all trials (estimates)"]
     assert len({(t.marker.symbol, t.marker.color) for t in traces}) == 5
     assert traces[0].y[0] == pytest.approx(5.2) and traces[0].error_y.array[0] == pytest.approx(1.8)

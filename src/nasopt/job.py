@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import shutil
 import time
@@ -23,6 +22,7 @@ from nasopt import goals
 from nasopt import space as spaces
 from nasopt.analysis.hypervolume import bounds, curve, hypervolume, reference_point
 from nasopt.errors import InputError, unknown
+from nasopt.files import write_whole
 from nasopt.machine import machine, versions
 from nasopt.nets.train import bf16_pays
 from nasopt.pipeline import certify
@@ -280,7 +280,7 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
     setup, config = phases.setup, phases.setup.config
     names = ["test_error" if o.name == "error" else o.name for o in config.objectives]
     trained, designed = ([dict(r) for r in records if "metrics" in r] for records in (delivered, baselines))
-    allowed = [r for r in trained if _violation(setup, r) == 0]
+    allowed, good_designed = ([r for r in records if _violation(setup, r) == 0] for records in (trained, designed))
     on_front = nondominated(np.array([[r["metrics"][n] for n in names] for r in allowed]).reshape(-1, len(names)))
     front = sorted((r for r, good in zip(allowed, on_front, strict=True) if good), key=lambda r: r["metrics"]["test_error"])
     relaxed = certify.report(phases.storage, config.strategy)
@@ -301,8 +301,8 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
         "constraints": [str(c) for c in config.constraints],
         "front": front,
         "dominated": [r for r in trained if r not in front],
-        "designed": designed,
-        "search": search | {"front_hypervolume": compare(allowed, designed, names),
+        "designed": [r | {"breaks": _broken(setup, r)} for r in designed],
+        "search": search | {"front_hypervolume": compare(allowed, good_designed, names),
                             "estimator": estimates},
         **({} if relaxed is None else {"relaxed": relaxed}),
         **({} if ending is None else {"target": ending}),
@@ -324,6 +324,12 @@ def device_text(name: str) -> str:
 def _violation(setup: Setup, record: Mapping[str, Any]) -> float:
     """By how much the final measurements violate the constraints (the error is the test error now)."""
     return setup.problem.violation({**record["metrics"], "error": record["metrics"]["test_error"]})
+
+
+def _broken(setup: Setup, record: Mapping[str, Any]) -> list[str]:
+    """The constraints that the final measurements violate."""
+    measured = {**record["metrics"], "error": record["metrics"]["test_error"]}
+    return [str(c) for c in setup.problem.constraints if c.violation(measured) > 0]
 
 
 def progress_of(studies: Mapping[str, Study], times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
@@ -355,8 +361,8 @@ def _log_values(study: Study, metrics: Mapping[str, float]) -> list[float]:
 
 def compare(trained: Sequence[Mapping[str, Any]], designed: Sequence[Mapping[str, Any]],
             names: Sequence[str]) -> dict[str, float]:
-    """Hypervolume of the trained networks and of the hand-designed ones on the final measurements, as shares of their joint
-    frame (natural logarithms; error + 0.01). Empty if one side is."""
+    """Hypervolume of the trained networks and of the hand-designed ones, of either those that meet the constraints, on the final
+    measurements, as shares of their joint frame (natural logarithms; error + 0.01). Empty if one side is."""
     if not trained or not designed:
         return {}
 
@@ -460,13 +466,10 @@ def export(out: str | Path, name: str, form: str, to: str | Path) -> Path:
     target = target / f"{record['id']}{source.suffix}" if target.is_dir() else target
     if target.exists():
         raise InputError(f"{target} exists already: choose another name with --to.")
-    part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, part)
-        os.replace(part, target)
+        write_whole(target, source.read_bytes())
     except OSError as problem:
-        part.unlink(missing_ok=True)
         raise InputError(f"{target} cannot be written ({problem.strerror}): choose another place with --to.") from problem
     return target
 

@@ -726,20 +726,24 @@ def _unique_string(cell: Cell, ops: Sequence[int]) -> str:
     return node[-1]
 
 
+def on_paths(edges: Iterable[tuple[int, int]], last: int) -> list[tuple[int, int]]:
+    """The edges (i, j), i < j, that are part of a way from node 0 to the last one, in their order."""
+    every = list(edges)
+    fed, used = {0}, {last}
+    for i, j in sorted(every, key=lambda edge: edge[1]):
+        fed |= {j} if i in fed else set()
+    for i, j in sorted(every, key=lambda edge: -edge[0]):
+        used |= {i} if j in used else set()
+    return [(i, j) for i, j in every if i in fed and j in used]
+
+
 def _normal(cell: Cell, ops: Sequence[int]) -> tuple[int, ...]:
     """Dead edges removed, inner nodes in the order that gives the smallest string."""
     if cell.none is None:
         return tuple(int(o) for o in ops)
     none = cell.operations.index(cell.none)
     live = {e: int(o) for e, o in zip(cell.edges, ops, strict=True) if o != none}
-    fed, used = {0}, {cell.nodes - 1}
-    for i, j in cell.edges:
-        if (i, j) in live and i in fed:
-            fed.add(j)
-    for i, j in reversed(cell.edges):
-        if (i, j) in live and j in used:
-            used.add(i)
-    live = {(i, j): o for (i, j), o in live.items() if i in fed and j in used and j in fed and i in used}
+    live = {edge: live[edge] for edge in on_paths(live, cell.nodes - 1)}
     best: tuple[int, ...] | None = None
     for order in _orders(cell.nodes, set(live)):
         place = {node: k for k, node in enumerate(order)}

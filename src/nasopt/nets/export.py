@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from torch.export import ExportedProgram
 
 from nasopt.cost.forward import capture, frozen, plain, quiet
 from nasopt.errors import InputError, unknown
+from nasopt.files import write_whole
 
 _TO_NCHW: dict[str, Callable[[Tensor], Tensor]] = {
     "NCHW": lambda x: x,
@@ -96,27 +95,10 @@ def export_onnx(model: nn.Module | ExportedProgram, example: Tensor, path: Path)
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Writes beside the path and then takes its name, so that a reader never sees half a file."""
-    part = None
     try:
-        handle, name = tempfile.mkstemp(path.suffix, f".{path.stem}.", path.parent)
-        os.close(handle)
-        part = Path(name)
-        part.write_bytes(content)
-        part.chmod(0o666 & ~_umask())
-        os.replace(part, path)
+        write_whole(path, content)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error}; free space there or give another folder.") from error
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """The process's mask for new files."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def onnx_logits(path: Path, x: NDArray[np.generic], batch: int = 256, threads: int = 1) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nasopt.errors import InputError
 from nasopt.nets.options import MIXED, Choosing, Mix, mixture
-from nasopt.space import Cell, Choice, Product, Rule, Space
+from nasopt.space import Cell, Choice, Product, Rule, Space, on_paths
 
 # --------------------------------------------------------------------------------------------------------------- graphs
 Terms: TypeAlias = tuple[tuple[int, tuple[tuple[int, int, int], ...]], ...]
@@ -67,12 +67,8 @@ def live_terms(cell: Cell, chosen: tuple[int, ...]) -> Terms:
     edges = [(i, j, k, o) for k, ((i, j), o) in enumerate(zip(cell.edges, chosen, strict=True))]
     if cell.rule == "algebra":
         edges = [e for e in edges if e[3] == MIXED or cell.operations[e[3]] != cell.none]
-        fed, used = {0}, {cell.nodes - 1}
-        for i, j, _, _ in edges:
-            fed |= {j} if i in fed else set()
-        for i, j, _, _ in reversed(edges):
-            used |= {i} if j in used else set()
-        edges = [e for e in edges if e[0] in fed and e[1] in used]
+        kept = set(on_paths([e[:2] for e in edges], cell.nodes - 1))
+        edges = [e for e in edges if e[:2] in kept]
     targets = sorted({e[1] for e in edges})
     return tuple((j, tuple((i, k, o) for i, target, k, o in edges if target == j)) for j in targets)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nasopt.errors import InputError
+from nasopt.files import write_whole
 from nasopt.tasks.data import Split
 
 
@@ -111,13 +111,8 @@ class Folder:
     def write_json(self, name: str, data: Any) -> None:
         """Writes a JSON file of that name (or path within the folder), whole or not at all."""
         target = self.path / name
-        part = target.with_name(target.name + ".part")
         with self.writing(target):
-            try:
-                part.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
-                os.replace(part, target)
-            finally:
-                part.unlink(missing_ok=True)
+            write_whole(target, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
 
     def read_json(self, name: str) -> Any:
         """What `write_json` wrote.

@@ -189,7 +189,10 @@ def verdict(target: Sequence[Constraint], problem: Problem, records: Sequence[Ma
 def _ranged(name: str, record: Mapping[str, Any]) -> str:
     """What a network is judged by, an error with its interval."""
     text, span = goals.format_metric(name, judged(record)[name]), record.get("intervals", {}).get(name)
-    if name != "error" or span is None:
+    if name != "error":
+        again = goals.format_metric(name, record["metrics"].get(name, judged(record)[name]))
+        return text if again == text else f"{text} in the search ({again} as delivered)"
+    if span is None:
         return text
     return f"{text} [{', '.join(f'{100 * bound:.2f}' for bound in span)}]"
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from nasopt.report import record
-from nasopt.report.figures import RANDOM, curve, pairs_of
+from nasopt.report.figures import RANDOM, curve, measured_as, pairs_of
 from nasopt.report.record import DESIGNED, FRONT, Axis, Interval, Network, Results, joined, quantity
 
 
@@ -114,7 +114,8 @@ def _against(designed: Network, found: Sequence[Network], on: Sequence[Axis]) ->
     worse = [n for n in found if record.dominates(designed, n, on)]
     own = joined([f"{quantity(a.key).label} {designed.ranged(a.key)}" for a in on])
     verdict = f"dominated by {len(better)} of the {len(found)} found networks, and dominates {len(worse)} of them"
-    text = f"{designed.name} ({own}) is {verdict}."
+    bounds = f" breaks {joined(designed.breaks)}, and" if designed.breaks else ""
+    text = f"{designed.name} ({own}){bounds} is {verdict}."
     if better:
         top = min(better, key=lambda n: [axis.loss(n.metrics) or 0.0 for axis in on])
         text += f" {top.name} against it: {joined([_difference(top, designed, a) for a in on])}."
@@ -147,7 +148,7 @@ def final_hypervolume(results: Results) -> str:
     values = record.numbers(record.part(results, "search", "front_hypervolume"))
     if "found" not in values:
         return ""
-    text = f"Hypervolume of the trained networks, on the measured metrics: found {record.digits(values['found'])}"
+    text = f"Hypervolume of the trained networks, on logarithms of the measured metrics: found {record.digits(values['found'])}"
     if "designed" in values:
         change = _change(values["found"], values["designed"], "found ")
         text += f"; hand-designed networks {record.digits(values['designed'])}{change}"
@@ -166,6 +167,11 @@ def at(data: Mapping[str, Any], cost: str, limit: float) -> float | None:
     """The hypervolume a strategy had reached at this cost (the last step at or before it); None before its first."""
     reached = [y for x, y in zip(*curve(data, cost), strict=True) if x <= limit]
     return reached[-1] if reached else None
+
+
+def compared(curves: Mapping[str, Any]) -> bool:
+    """Whether there is random search and another search beside it."""
+    return RANDOM in curves and len(curves) > 1
 
 
 def equal_cost(results: Results) -> list[str]:
@@ -207,8 +213,12 @@ def agreements(results: Results) -> list[Agreement]:
     """One entry for every metric that was predicted and measured on at least one network."""
     nets = record.networks(results)
     found = {key: pairs_of(nets, key) for key in record.keys_of(n.predicted for n in nets)}
-    return [agreement(quantity(key).label, [p[1] for p in pairs], [p[2] for p in pairs])
+    return [agreement(_compared(quantity(key).label, measured_as(nets, key).label), [p[1] for p in pairs], [p[2] for p in pairs])
             for key, pairs in found.items() if pairs]
+
+
+def _compared(predicted: str, measured: str) -> str:
+    return predicted if predicted == measured else f"{predicted}, against the {measured}"
 
 
 def agreement(metric: str, guessed: Sequence[float], measured: Sequence[float]) -> Agreement:
@@ -274,7 +284,7 @@ def checklist(results: Results) -> list[tuple[str, str]]:
     designed = len(record.networks(results, DESIGNED))
     return [
         ("Performance over time", "shown" if curves else "not recorded"),
-        ("Random search in the same space at equal cost", "shown" if RANDOM in curves else "not run"),
+        ("Random search in the same space at equal cost", "shown" if compared(curves) else "not run"),
         ("Networks designed by hand, same data", f"{designed} compared" if designed else "not compared"),
         ("Several seeds", "no: one seed, so no claim of significance"),
         ("Ablations", "none in a single job"),

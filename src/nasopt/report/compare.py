@@ -29,7 +29,7 @@ from nasopt.report import ranks
 from nasopt.report.figures import BLUE, GREEN, GREY, ORANGE, Menu, Option, Panel, layout
 from nasopt.report.html import page, write_page
 
-COLOURS = (BLUE, ORANGE, GREEN, "#a05fc4", "#c9493f", "#5f8f3f", "#3fa3b5", "#b5733f", "#7a7fd1", GREY)
+COLOURS = (BLUE, ORANGE, GREEN, "#a05fc4", "#c9493f", "#5f8f3f", "#3fa3b5", "#b5733f", "#7a7fd1", "#d45c9f", "#8c8a2f", "#4d4d4d")
 
 
 def render(comparison: Comparison) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 
+from nasopt.space import on_paths
+
 EDGE = re.compile(r"(\d+)-(\d+)")
 NONE = frozenset({"none", "zero", "zeroize", "zeroise"})
 STEP, RISE, MARGIN, RADIUS = 118, 34, 40, 15
@@ -58,15 +60,8 @@ def blocks(architecture: Mapping[str, str]) -> list[Block]:
 
 def live(edges: Mapping[tuple[int, int], str]) -> set[tuple[int, int]]:
     """The edges on a path from the first to the last node, removed edges not counted."""
-    drawn = {e for e, label in edges.items() if label not in NONE}
-    fed, used = {0}, {max((j for _, j in edges), default=0)}
-    for i, j in sorted(drawn, key=lambda e: e[1]):
-        if i in fed:
-            fed.add(j)
-    for i, j in sorted(drawn, key=lambda e: -e[0]):
-        if j in used:
-            used.add(i)
-    return {(i, j) for i, j in drawn if i in fed and j in used}
+    drawn = [e for e, label in edges.items() if label not in NONE]
+    return set(on_paths(drawn, max((j for _, j in edges), default=0)))
 
 
 def kind(label: str) -> str:

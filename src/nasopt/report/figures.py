@@ -183,12 +183,18 @@ def hypervolume(results: Results) -> Panel | None:
     options = [Option(COSTS[c], {"x": [curve(v, c)[0] for v in curves.values()], "y": [curve(v, c)[1] for v in curves.values()]},
                       {"xaxis.title.text": COSTS[c], "xaxis.autorange": True}) for c in costs]
     figure = go.Figure(traces, layout(COSTS[costs[0]], "hypervolume"))
-    return Panel("hypervolume", "Hypervolume against cost, search strategy and random search", figure,
+    return Panel("hypervolume", f"Hypervolume against cost, {' and '.join(t.name for t in traces)}", figure,
                  [Menu("cost in", options)])
 
 
 # ------------------------------------------------------------------------------------------------------ learning curves
 PROGRESS = {"epochs": "epochs", "seconds": "seconds of training"}
+
+DASHES = ("solid", "dash", "dot", "dashdot")
+"""Kinds of lines, one after the other where there are more than colours."""
+
+PLOTLY = 10
+"""Colours that plotly gives to curves before it begins again."""
 
 
 def learning(results: Results) -> Panel | None:
@@ -204,8 +210,8 @@ def learning(results: Results) -> Panel | None:
         q = quantity(key)
         return [[p[key] * q.scale if key in p else None for p in points] for points in curves.values()]
 
-    traces = [go.Scatter(name=escape(name), mode="lines+markers", x=x, y=y)
-              for name, x, y in zip(curves, values("epochs"), values(keys[0]), strict=True)]
+    traces = [go.Scatter(name=escape(name), mode="lines+markers", x=x, y=y, line={"dash": DASHES[k // PLOTLY % len(DASHES)]})
+              for k, (name, x, y) in enumerate(zip(curves, values("epochs"), values(keys[0]), strict=True))]
     menus = [Menu("metric", [Option(quantity(k).title, {"y": values(k)}, {"yaxis.title.text": escape(quantity(k).title)})
                              for k in keys]),
              Menu("against", [Option(title, {"x": values(k)}, {"xaxis.title.text": title}) for k, title in PROGRESS.items()])]
@@ -229,16 +235,22 @@ def pairs_of(nets: Sequence[Network], key: str) -> list[Pair]:
             if key in n.predicted and (other := counterpart(key, n)) is not None]
 
 
+def measured_as(nets: Sequence[Network], key: str) -> Quantity:
+    """What the predictions of a metric are compared with."""
+    found = (other for n in nets if key in n.predicted and (other := counterpart(key, n)) is not None)
+    return quantity(next(found, key))
+
+
 def predicted(results: Results) -> Panel | None:
     """What the search believed against what was measured, one metric at a time; None without such pairs."""
     nets = record.networks(results)
     found = {key: pairs for key in record.keys_of(n.predicted for n in nets) if (pairs := pairs_of(nets, key))}
     if not found:
         return None
-    options = [_pair_option(quantity(key), pairs) for key, pairs in found.items()]
+    options = [_pair_option(quantity(key), measured_as(nets, key), pairs) for key, pairs in found.items()]
     key, pairs = next(iter(found.items()))
     q = quantity(key)
-    figure = _pair_figure(q, pairs, f"predicted {q.title}", f"measured {q.title}")
+    figure = _pair_figure(q, pairs, f"predicted {q.title}", f"measured {measured_as(nets, key).title}")
     return Panel("predicted", "Predicted against measured metrics", figure, [Menu("metric", options)])
 
 
@@ -279,12 +291,12 @@ def _extent(q: Quantity, pairs: Sequence[Pair]) -> list[float]:
     return [min(values), max(values)]
 
 
-def _pair_option(q: Quantity, pairs: Sequence[Pair]) -> Option:
+def _pair_option(q: Quantity, measured: Quantity, pairs: Sequence[Pair]) -> Option:
     return Option(q.label, {"x": [[a * q.scale for _, a, _ in pairs], _extent(q, pairs)],
                             "y": [[b * q.scale for _, _, b in pairs], _extent(q, pairs)],
                             "hovertext": [_pair_texts(q, pairs), []]},
                   {"xaxis.title.text": escape(f"predicted {q.title}"), "xaxis.autorange": True,
-                   "yaxis.title.text": escape(f"measured {q.title}"), "yaxis.autorange": True})
+                   "yaxis.title.text": escape(f"measured {measured.title}"), "yaxis.autorange": True})
 
 
 # ------------------------------------------------------------------------------------------------------ gradient search

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -15,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from nasopt.files import write_whole
 from nasopt.report import claims, drawing, figures, record
 from nasopt.report.record import Network, Results, quantity
 
@@ -62,16 +62,7 @@ def write_page(text: str, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: the folder does not exist or cannot be written.
     """
-    target = Path(path)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:  # a folder's name may be no UTF-8
-            file.write(text)
-        os.chmod(name, 0o644)  # mkstemp's 0600 would hide the report from a web server or a colleague
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+    write_whole(path, text.encode("utf-8", "backslashreplace"))  # a folder's name in it may be no UTF-8
 
 
 # -------------------------------------------------------------------------------------------------------------- figures
@@ -94,13 +85,15 @@ def _claims(results: Results) -> dict[str, Any]:
 
 
 def _search(results: Results) -> dict[str, Any]:
-    """What the hypervolume rests on, in words."""
+    """What the hypervolume rests on, in words, and how many trials each search made."""
     search = record.part(results, "search")
     trials = [t for t in record.items(search, "trials") if isinstance(t, Mapping)]
     reference = [n for v in record.items(search, "reference") if (n := record.number(v)) is not None]
     return {"objectives": [quantity(str(o)).label for o in record.items(search, "objectives")],
             "reference": [f"{v:g}" for v in reference], "stopped": str(search.get("stopped") or ""),
-            "estimator": str(search.get("estimator") or ""), "trials": len(trials),
+            "scale": str(search.get("scale") or ""), "estimator": str(search.get("estimator") or ""),
+            "compared": claims.compared(record.part(search, "curves")),
+            "trials": [f"{count} by {name}" for name, count in Counter(str(t.get("by") or "?") for t in trials).items()],
             "errors": _counted([str(t["error"]) for t in trials if t.get("error")])}
 
 

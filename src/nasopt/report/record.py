@@ -128,12 +128,13 @@ def interval(value: object) -> Interval | None:
 
 # ------------------------------------------------------------------------------------------------------------- networks
 FRONT, DOMINATED, DESIGNED = "front", "dominated", "designed"
-GROUPS = {FRONT: "on the front", DOMINATED: "dominated", DESIGNED: "designed by hand"}
+GROUPS = {FRONT: "on the front", DOMINATED: "not on the front", DESIGNED: "designed by hand"}
 
 
 @dataclass(frozen=True)
 class Network:
-    """One trained network of the record. ``metrics`` and ``predicted`` hold finite numbers only."""
+    """One trained network of the record. ``metrics`` and ``predicted`` hold finite numbers only; ``breaks``: which constraints a
+    hand-designed one does not meet."""
 
     name: str
     group: str
@@ -142,6 +143,7 @@ class Network:
     intervals: Mapping[str, Interval]
     predicted: Mapping[str, float]
     files: Mapping[str, str]
+    breaks: Sequence[str] = ()
 
     def ranged(self, key: str) -> str:
         """A metric in words with its interval; call it only for a metric that is there."""
@@ -157,7 +159,7 @@ def network(data: Mapping[str, Any], group: str, place: int) -> Network:
         name=str(data.get("name") or data.get("id") or f"{group} {place + 1}"), group=group,
         architecture={str(k): str(v) for k, v in part(data, "architecture").items()},
         metrics=metrics, intervals=spans, predicted=numbers(part(data, "predicted")),
-        files={str(k): str(v) for k, v in part(data, "files").items() if v})
+        files={str(k): str(v) for k, v in part(data, "files").items() if v}, breaks=[str(c) for c in items(data, "breaks")])
 
 
 def networks(results: Results, *groups: str) -> list[Network]:

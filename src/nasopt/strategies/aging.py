@@ -50,15 +50,7 @@ class RegularizedEvolution:
 
     def ask(self, n: int, first: int) -> list[Ask]:
         """Up to ``n``; fewer, in the end none, when the space is exhausted."""
-        asks: list[Ask] = []
-        for number in range(first, first + n):
-            row = self._next(rng(self.seed, number, "aging"))
-            if not len(row):
-                break
-            self._unseen.add(row)
-            self._asked += 1
-            asks.append(Ask(number, self._unseen.layout.archs(row)[0], 1.0, self.seed, "regularised evolution"))
-        return asks
+        return self._unseen.asks(n, first, self._next, self.seed, "regularised evolution")
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Takes trials of full fidelity, others' included."""
@@ -68,8 +60,13 @@ class RegularizedEvolution:
         for number in sorted(self._told)[:-self._size]:
             del self._told[number]
 
-    def _next(self, generator: np.random.Generator) -> Rows:
+    def _next(self, number: int) -> Rows:
         """One row, or none."""
+        row = self._proposed(rng(self.seed, number, "aging"))
+        self._asked += len(row)
+        return row
+
+    def _proposed(self, generator: np.random.Generator) -> Rows:
         self._initial = self._unseen.fresh(self._initial)
         if len(self._initial):
             return self._initial[:1]

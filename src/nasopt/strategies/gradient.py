@@ -193,16 +193,12 @@ class Gradient:
 
     def ask(self, n: int, first: int) -> list[Ask]:
         """Up to ``n``; fewer, in the end none, when the space is exhausted."""
-        asks: list[Ask] = []
-        for number in range(first, first + n):
-            self._train_on(self.stride)
-            self._gone += self.stride
-            row = self._candidate(number)
-            if not len(row):
-                break
-            self._seen.add(row)
-            asks.append(Ask(number, self._seen.layout.archs(row)[0], 1.0, self.seed, self.name))
-        return asks
+        return self._seen.asks(n, first, self._next, self.seed, self.name)
+
+    def _next(self, number: int) -> Rows:
+        self._train_on(self.stride)
+        self._gone += self.stride
+        return self._candidate(number)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Remembers what was evaluated at full fidelity, so that it is not asked again."""

@@ -48,14 +48,7 @@ class LocalSearch:
 
     def ask(self, n: int, first: int) -> list[Ask]:
         """Up to ``n``; fewer, in the end none, when the space is exhausted."""
-        asks: list[Ask] = []
-        for number in range(first, first + n):
-            row = self._next(number)
-            if not len(row):
-                break
-            self._unseen.add(row)
-            asks.append(Ask(number, self._unseen.layout.archs(row)[0], 1.0, self.seed, "local search"))
-        return asks
+        return self._unseen.asks(n, first, self._next, self.seed, "local search")
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Takes trials of full fidelity, others' included."""

@@ -118,15 +118,8 @@ class OptunaSearch:
 
     def ask(self, n: int, first: int) -> list[Ask]:
         """Up to ``n``; fewer, in the end none, when the space is exhausted."""
-        asks: list[Ask] = []
         with quiet():
-            for number in range(first, first + n):
-                row = self._next(number)
-                if not len(row):
-                    break
-                self._unseen.add(row)
-                asks.append(Ask(number, self._layout.archs(row)[0], 1.0, self.seed, self.name))
-        return asks
+            return self._unseen.asks(n, first, self._next, self.seed, self.name)
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Takes trials of full fidelity, others' included; of several for one network the first counts."""

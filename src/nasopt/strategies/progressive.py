@@ -198,14 +198,7 @@ class Progressive:
 
     def ask(self, n: int, first: int) -> list[Ask]:
         """Up to ``n``; fewer, in the end none, when what is left of the space is exhausted."""
-        asks: list[Ask] = []
-        for number in range(first, first + n):
-            row = self._next(rng(self.seed, number, "progressive"))
-            if not len(row):
-                break
-            self._unseen.add(row)
-            asks.append(Ask(number, self._layout.archs(row)[0], 1.0, self.seed, "progressive"))
-        return asks
+        return self._unseen.asks(n, first, lambda k: self._next(rng(self.seed, k, "progressive")), self.seed, "progressive")
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Takes trials of full fidelity, others' included."""

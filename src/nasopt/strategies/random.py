@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -43,6 +43,18 @@ class Unseen:
     def add_archs(self, archs: Sequence[Arch]) -> None:
         """Marks architectures as seen."""
         self.add(self.canonical(self.layout.rows(archs)))
+
+    def asks(self, n: int, first: int, propose: Callable[[int], Rows], seed: int, by: str) -> list[Ask]:
+        """Up to ``n`` asks, numbered from ``first`` on, each for the one unseen row that ``propose`` has for its number; fewer if
+        there is none. Marks them as seen."""
+        found: list[Ask] = []
+        for number in range(first, first + n):
+            row = propose(number)
+            if not len(row):
+                break
+            self.add(row)
+            found.append(Ask(number, self.layout.archs(row)[0], 1.0, seed, by))
+        return found
 
     def fresh(self, rows: Rows) -> Rows:
         """The canonical forms of the rows that were not seen, each once and in their order; marks nothing."""
@@ -103,16 +115,13 @@ class RandomSearch:
 
     def ask(self, n: int, first: int) -> list[Ask]:
         """Up to ``n`` asks; fewer, in the end none, when the space is exhausted."""
-        asks: list[Ask] = []
-        for number in range(first, first + n):
-            self._initial = self._unseen.fresh(self._initial)
-            row, self._initial = self._initial[:1], self._initial[1:]
-            row = row if len(row) else self._unseen.draw(1, rng(self._seed, number, "random"))
-            if not len(row):
-                break
-            self._unseen.add(row)
-            asks.append(Ask(number, self._unseen.layout.archs(row)[0], seed=self._seed, by="random"))
-        return asks
+        return self._unseen.asks(n, first, self._next, self._seed, "random")
+
+    def _next(self, number: int) -> Rows:
+        """One row, or none."""
+        self._initial = self._unseen.fresh(self._initial)
+        row, self._initial = self._initial[:1], self._initial[1:]
+        return row if len(row) else self._unseen.draw(1, rng(self._seed, number, "random"))
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Remembers what was evaluated at full fidelity, so that it is not asked again."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
+import io
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasopt.errors import InputError, unknown
+from nasopt.files import write_whole
 from nasopt.seed import rng
 from nasopt.tasks import readers
 from nasopt.tasks.images import Layout, guess_layout
@@ -288,11 +289,9 @@ class Split:
 
     def save(self, path: str | Path) -> None:
         """Writes ``train``, ``val`` and ``test`` to a .npz; a file of that name is replaced at once or not at all."""
-        target = Path(path)
-        beside = target.with_name(target.name + ".tmp")
-        with beside.open("wb") as file:
-            np.savez(file, train=self.train, val=self.val, test=self.test)
-        os.replace(beside, target)
+        content = io.BytesIO()
+        np.savez(content, train=self.train, val=self.val, test=self.test)
+        write_whole(path, content.getvalue())
 
     @staticmethod
     def load(path: str | Path) -> Split:
