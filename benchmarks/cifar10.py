@@ -188,7 +188,7 @@ def once(path: Path, compute: Callable[[], dict[str, Any]]) -> None:
 def restore(record: Path, settings: Mapping[str, Any], folder: Path) -> None:
     """Puts the runs of an earlier record of this machine with the same settings into the folder, where they are not there."""
     known = json.loads(record.read_text()) if record.exists() else {}
-    if known.get("settings") != settings or known["machine"] != machine():
+    if not known or {**settings, **known["settings"]} != settings or known["machine"] != machine():
         return
     for part, runs in known["methods"].items():
         for k, seed in enumerate(runs["seed"]):
@@ -238,7 +238,7 @@ def tables(methods: Mapping[str, Mapping[str, Sequence[Any]]], baseline: Mapping
     if baseline is not None:
         steps, searches = np.array(baseline["step_seconds"]), np.array(methods.get("nasopt", {}).get("search_seconds", []))
         whole = PUBLISHED * steps
-        rows = [[f"DARTS, first order, {BASELINE}", float(np.median(steps)), float(np.median(whole)), "extrapolated", None]]
+        rows = [[BASELINE, float(np.median(steps)), float(np.median(whole)), "extrapolated", None]]
         if len(searches):
             times = whole[:, None] / searches
             rows.append(["nasopt, median over seeds", None, float(np.median(searches)), "yes",
@@ -277,9 +277,10 @@ def described(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
 
 def command(given: argparse.Namespace, parts: Sequence[str], seeds: Sequence[int], baseline: Mapping[str, Any] | None) -> str:
     """What measures these parts of a record, each once, on a machine that does nothing else."""
+    shown = [*parts, *([] if baseline is None else ["darts"])]
     words = ["--data", Path(given.data).name, "--name", given.name, "--device", given.device, "--minutes", f"{given.minutes:g}",
-             "--target", given.target, "--threads", str(torch.get_num_threads()), "--only", *parts,
-             *([] if baseline is None else ["darts"]), *([] if given.images is None else ["--images", str(given.images)]),
+             "--target", given.target, "--threads", str(torch.get_num_threads()),
+             *(["--only", *shown] if shown else []), *([] if given.images is None else ["--images", str(given.images)]),
              *(["--seeds", *map(str, seeds)] if seeds else [])]
     if baseline is not None:
         words += ["--darts-steps", str(len(baseline["step_seconds"])), "--darts-channels", str(baseline["channels"])]
@@ -306,12 +307,12 @@ def run(given: argparse.Namespace) -> None:
     target = (goals.parse_constraint(given.target, "target"),)
     settings = {"name": given.name, "data": Path(given.data).name, "minutes": given.minutes, "target": str(target[0]),
                 "images": given.images, "device": chip, "threads": torch.get_num_threads()}
-    settle(folder, settings)
-    restore(RESULTS / f"{given.name}-{device.type}.json", settings, folder)
     wide = device.type == "cuda"
     only = given.only or [part for part in PARTS if wide or not part.startswith("airbench96")]
-    if only != ["darts"]:
-        data = some(load(given.data), given.images)
+    data = None if only == ["darts"] else some(load(given.data), given.images)
+    settle(folder, settings)
+    restore(RESULTS / f"{given.name}-{device.type}.json", settings, folder)
+    if data is not None:
         mirror = Augment.for_images(data.input_shape).flip
         for seed in given.seeds:
             config = Config(given.name, "fast-wide" if wide else "fast", seconds=60 * given.minutes, seed=seed, target=target,

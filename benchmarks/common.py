@@ -73,7 +73,7 @@ def settle(folder: Path, settings: Mapping[str, Any]) -> None:
         InputError: it holds runs with others.
     """
     about = folder / "settings.json"
-    if about.exists() and json.loads(about.read_text()) != settings:
+    if about.exists() and {**settings, **json.loads(about.read_text())} != settings:
         raise InputError(f"{folder} holds runs with other settings, {about.read_text()}: give another folder.")
     keep(about, settings)
 
@@ -90,7 +90,9 @@ def version() -> str:
 
 def _portable(word: str) -> str:
     """A word of the command without this machine's folders."""
-    option, is_there, value = word.rpartition("=")
+    if Path(word).is_absolute():
+        return Path(word).name
+    option, is_there, value = word.partition("=")
     return option + is_there + (Path(value).name if Path(value).is_absolute() else value)
 
 

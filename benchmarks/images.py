@@ -19,6 +19,7 @@ from common import settle, write
 
 import nasopt
 from nasopt.goals import format_metric
+from nasopt.tasks.data import load
 
 KEYS = ("test_error", "latency_ms", "memory_mb")
 
@@ -31,7 +32,7 @@ def dominates(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
 def one(given: argparse.Namespace, seed: int) -> Mapping[str, Any]:
     """The record of one run."""
     folder = given.runs / f"{given.name}-{seed}"
-    settle(given.runs / f"{given.name}-settings", {name: str(getattr(given, name)) for name in ("data", "space", "budget")})
+    settle(given.runs / f"{given.name}-settings", {"data": Path(given.data).name, "space": given.space, "budget": given.budget})
     if (folder / "study.db").exists():
         return nasopt.resume(folder).results
     return nasopt.search(given.data, space=given.space, budget=given.budget, seed=seed, out=folder).results
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", default="cifar10")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     given = parser.parse_args(argv)
+    load(given.data)  # what cannot be read is refused before anything is kept
     records = {seed: one(given, seed) for seed in given.seeds}
     rows = [summary(seed, r) for seed, r in records.items()]
     accuracy = np.array([row[1] for row in rows])

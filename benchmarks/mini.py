@@ -147,7 +147,7 @@ def report(errors: dict[str, float], table: np.ndarray, runs: Sequence[dict[str,
         found, random = (np.array([errors[space.key(run[k])] - least for run in own]) for k in ("found", "random"))
         rows.append([name, len(own), float(np.median(found)), float(found.max()), float(np.median(random)),
                      float(np.mean([run["drawn"] for run in own])), float(np.mean([run["seconds"] for run in own])),
-                     stats.paired(found, random) if len(own) > 1 else None])
+                     stats.paired(found.round(9), random.round(9)) if len(own) > 1 else None])
     adjusted = stats.holm([1.0 if pair is None else pair.p for *_, pair in rows])
     rows = [[*row, verdict(pair, float(p))] for (*row, pair), p in zip(rows, adjusted, strict=True)]
     deviation = float(np.sqrt(table.var(axis=1, ddof=1).mean()))
@@ -165,7 +165,7 @@ def verdict(pair: stats.Paired | None, adjusted: float) -> str:
     if pair is None or pair.n < stats.MIN_PAIRS:
         return "too few seeds to say"
     if adjusted >= ALPHA:
-        return f"not different (p = {pair.p:.2g}, adjusted {adjusted:.2g})"
+        return f"no difference shown (p = {pair.p:.2g}, adjusted {adjusted:.2g})"
     return f"{'better' if pair.shift < 0 else 'worse'} (adjusted p = {adjusted:.2g})"
 
 

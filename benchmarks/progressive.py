@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from common import write
 
+from nasopt import space
 from nasopt.analysis import stats
 from nasopt.benchmarks.synthetic import bad_options
 from nasopt.protocols import Strategy
@@ -32,7 +33,8 @@ SEARCHES: dict[str, Callable[[Problem, int], Strategy]] = {
 
 
 def one(search: Strategy) -> tuple[int, int, bool]:
-    """Queries to the optimum; options dropped by then, and whether none of the optimum is among them."""
+    """Queries to the optimum, or the size of the space if it was not found; options dropped by then, and whether none of the
+    optimum is among them."""
     toy, number = bad_options(), 0
     while asks := search.ask(1, number):
         ask, = asks
@@ -41,7 +43,7 @@ def one(search: Strategy) -> tuple[int, int, bool]:
         if toy(ask)["error"] == 0:
             dropped = search.certificate().dropped if isinstance(search, Progressive) else ()
             return number, len(dropped), all(d.option not in ("good", "0") for d in dropped)
-    return number, len(search.certificate().dropped) if isinstance(search, Progressive) else 0, False
+    return space.size(toy.problem.space), len(search.certificate().dropped) if isinstance(search, Progressive) else 0, False
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -230,10 +230,10 @@ def report(table: tables.Table, runs: Sequence[Mapping[str, Any]], options: Opti
     rows.sort(key=lambda row: -row[3])
     text = (f"Supernet of {options.channels} channels and {options.cells} cells a stage, {options.images} images of "
             f"{options.size} x {options.size} pixels, steps of 64 images; shared weights without gradients are trained in steps "
-            "of 128, and the short trainings of `random` and `hybrid` are of networks of 16 channels and 3 cells a stage with "
-            "20,000 images. The table gives the accuracy of the network that a search comes to after 200 epochs of full "
-            "training; no search sees it. Processor minutes are those of each run's own machine, which is not this record's for "
-            "all of them.")
+            f"of 128, short trainings of `random` and `hybrid` are of networks of {WIDER * options.channels} channels and "
+            f"{DEEP} cells a stage with {WIDER * options.images:,} images. The table gives the accuracy of the network that a "
+            "search comes to after 200 epochs of full training; no search sees it. Processor minutes are those of each run's own "
+            "machine, which is not this record's for all of them.")
     found = {"caption": "Found (%)", "rows": rows, "columns": [
         "search", "given", "seeds", "CIFAR-10", "deviation", "minimum", "CIFAR-100 (transfer)",
         "CIFAR-10: interquartile mean, 95 % interval", "processor minutes", "skip share"]}

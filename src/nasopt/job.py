@@ -400,7 +400,7 @@ def warnings(phases: Phases, front: Sequence[Mapping[str, Any]], records: Sequen
         out.append(f"{', '.join(broken)} broke a constraint after training: kept off the front.")
     out.append("The front is judged by the test error, which flatters its most accurate member a little.")
     if sum("predicted" in r and "metrics" in r for r in records) > 1 and not setup.config.target:
-        out.append("The hypervolume compares several found networks with two hand-designed ones.")
+        out.append("The hypervolume compares several found networks with two hand-designed ones at most.")
     if len(front) < 3 and not setup.config.target:
         out.append(f"Only {len(front)} network{' is' if len(front) == 1 else 's are'} on the front: give more time.")
     return out

@@ -284,7 +284,8 @@ def checklist(results: Results) -> list[tuple[str, str]]:
     designed = len(record.networks(results, DESIGNED))
     return [
         ("Performance over time", "shown" if curves else "not recorded"),
-        ("Random search in the same space at equal cost", "shown" if compared(curves) else "not run"),
+        ("Random search in the same space at equal cost",
+         "shown" if compared(curves) else "nothing else was run" if RANDOM in curves else "not run"),
         ("Networks designed by hand, same data", f"{designed} compared" if designed else "not compared"),
         ("Several seeds", "no: one seed, so no claim of significance"),
         ("Ablations", "none in a single job"),

@@ -183,8 +183,8 @@ def hypervolume(results: Results) -> Panel | None:
     options = [Option(COSTS[c], {"x": [curve(v, c)[0] for v in curves.values()], "y": [curve(v, c)[1] for v in curves.values()]},
                       {"xaxis.title.text": COSTS[c], "xaxis.autorange": True}) for c in costs]
     figure = go.Figure(traces, layout(COSTS[costs[0]], "hypervolume"))
-    return Panel("hypervolume", f"Hypervolume against cost, {' and '.join(t.name for t in traces)}", figure,
-                 [Menu("cost in", options)])
+    names = ["random search" if name == RANDOM else name for name in curves]
+    return Panel("hypervolume", f"Hypervolume against cost, {' and '.join(names)}", figure, [Menu("cost in", options)])
 
 
 # ------------------------------------------------------------------------------------------------------ learning curves
