@@ -1,7 +1,7 @@
 """Shows: how much worse than the best of an enumerated space is what each gradient recipe comes to. 81 networks, every one
 trained three times on the digits, are the truth.
 
-    python benchmarks/mini.py [--only NAME,...] [--seeds 6] [--steps 600] [--epochs 20] [--keep FOLDER]
+    python benchmarks/mini.py [--only NAME,...] [--seeds 12] [--steps 600] [--epochs 20] [--keep FOLDER]
 
 Random search trains as many networks alone, once, as fit into the processor's time of the recipe, and takes the one of the least
 validation error. About ten minutes on two cores.
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default=",".join(RECIPES))
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--epochs", type=float, default=20.0)
-    for name, default in (("seeds", 6), ("steps", 600), ("processes", os.cpu_count() or 1)):
+    for name, default in (("seeds", 12), ("steps", 600), ("processes", os.cpu_count() or 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args(argv)
     archs = list(space.everything(choices.space_of(network(0))))
