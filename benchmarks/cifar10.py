@@ -261,8 +261,8 @@ def ahead(methods: Mapping[str, Mapping[str, Sequence[Any]]], part: str) -> tupl
         return None, None
     ours, theirs = (dict(zip(methods[p]["seed"], methods[p]["test_accuracy"], strict=True)) for p in ("nasopt", part))
     more = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-    found = t_interval(more)
-    return (round(float(np.mean(more)), 9) + 0.0 if more else None), (None if found is None else f"[{found[0]:.2f}, {found[1]:.2f}]")
+    found, mean = t_interval(more), round(float(np.mean(more)), 9) + 0.0 if more else None
+    return mean, None if found is None else f"[{found[0]:.2f}, {found[1]:.2f}]"
 
 
 def described(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
