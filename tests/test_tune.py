@@ -226,43 +226,37 @@ def found_test(run: Path) -> int:
     return len(np.load(run / "split.npz")["test"])
 
 
-@pytest.mark.usefixtures("linear")
-def test_an_interrupted_tuning_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, calls = tune.Judge.__call__, 0
+def interrupted(run: Path, monkeypatch: pytest.MonkeyPatch) -> list[Mapping[str, Any]]:
+    """A tuning that ends in its fourth training; what is trained, from then on too."""
+    whole, calls = tune.Judge.__call__, list[Mapping[str, Any]]()
 
     def cut(self: tune.Judge, params: Mapping[str, Any], stop: Callable[..., bool]) -> dict[str, Any]:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
+        calls.append(params)
+        if len(calls) == 4:
             raise KeyboardInterrupt
         return whole(self, params, never)
 
     monkeypatch.setattr(tune.Judge, "__call__", cut)
     with pytest.raises(KeyboardInterrupt):
         tuned(run)
+    return calls
+
+
+@pytest.mark.usefixtures("linear")
+def test_an_interrupted_tuning_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = interrupted(run, monkeypatch)
     log = Sqlite(run / "tune" / "small-resnet.db", readonly=True)
     kept = [Ledger(log).recall(f"trial {k}") for k in range(4)]
     log.close()
     assert kept[3] is None and None not in kept[:3]
     found = tuned(run)
-    assert found["trials"][:3] == kept[:3] and calls == 4 + 3 and len(found["trials"]) == 6
+    assert found["trials"][:3] == kept[:3] and len(calls) == 4 + 3 and len(found["trials"]) == 6
 
 
 @pytest.mark.usefixtures("linear")
 def test_a_tuning_that_is_complete_says_so_and_one_beyond_its_limit_ends(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, calls = tune.Judge.__call__, 0
-
-    def cut(self: tune.Judge, params: Mapping[str, Any], stop: Callable[..., bool]) -> dict[str, Any]:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise KeyboardInterrupt
-        return whole(self, params, never)
-
-    monkeypatch.setattr(tune.Judge, "__call__", cut)
-    with pytest.raises(KeyboardInterrupt):
-        tuned(run)
-    assert len(tuned(run, trials=2)["trials"]) == 3 and calls == 4
+    calls = interrupted(run, monkeypatch)
+    assert len(tuned(run, trials=2)["trials"]) == 3 and len(calls) == 4
     said = list[str]()
     assert len(tuned(run, trials=9, log=said.append)["trials"]) == 3
     assert any("is complete, with 3 trainings: to tune it anew remove" in line for line in said)

@@ -322,14 +322,18 @@ def device_text(name: str) -> str:
 
 
 def _violation(setup: Setup, record: Mapping[str, Any]) -> float:
-    """By how much the final measurements violate the constraints (the error is the test error now)."""
-    return setup.problem.violation({**record["metrics"], "error": record["metrics"]["test_error"]})
+    """By how much the final measurements violate the constraints."""
+    return setup.problem.violation(_measured(record))
 
 
 def _broken(setup: Setup, record: Mapping[str, Any]) -> list[str]:
     """The constraints that the final measurements violate."""
-    measured = {**record["metrics"], "error": record["metrics"]["test_error"]}
-    return [str(c) for c in setup.problem.constraints if c.violation(measured) > 0]
+    return [str(c) for c in setup.problem.constraints if c.violation(_measured(record)) > 0]
+
+
+def _measured(record: Mapping[str, Any]) -> dict[str, float]:
+    """The final measurements, of which the error is the test error."""
+    return {**record["metrics"], "error": record["metrics"]["test_error"]}
 
 
 def progress_of(studies: Mapping[str, Study], times: Mapping[str, Sequence[float]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from nasopt.space import Rows
 from nasopt.strategies.gradient import SLICES, Blobs, check, infinite
 from nasopt.strategies.random import Unseen
 from nasopt.strategies.reference import directions
+from nasopt.strategies.watch import ended
 from nasopt.trial import Ask, Problem, Trial
 
 GRID = 21
@@ -86,7 +87,7 @@ class Preference:
     @property
     def remarks(self) -> list[str]:
         """Why the search ended too early, if it did."""
-        return [f"The search ended after slice {self._slice}, since the next one failed: {self._broken}"] if self._broken else []
+        return ended(self._slice, self._broken)
 
     def finish(self) -> list[dict[str, int]]:
         """Trains all slices that are left; the architectures of a grid of preferences, each once."""

@@ -123,8 +123,7 @@ class History:
     @property
     def remarks(self) -> list[str]:
         """The alarms in words, and why the search ended too early."""
-        ended = f"The search ended after slice {len(self.slices)}, since the next one failed: {self.broken}"
-        return [*(a.text() for a in self.alarms), *([ended] if self.broken else [])]
+        return [*(a.text() for a in self.alarms), *ended(len(self.slices), self.broken)]
 
     def to_text(self) -> str:
         """JSON, with Python's words for what is not finite; every number is restored bit for bit."""
@@ -136,6 +135,11 @@ class History:
         data = json.loads(text)
         groups = tuple(Outline(g["path"], tuple(g["rows"]), tuple(g["labels"]), g["skip"]) for g in data["groups"])
         return cls(groups, data["flat"], data["guard"], tuple(_slice(s) for s in data["slices"]), data.get("broken", ""))
+
+
+def ended(slices: int, broken: str) -> list[str]:
+    """What is to be said of a search that could not go on after so many slices; nothing if ``broken`` is empty."""
+    return [f"The search ended after slice {slices}, since the next one failed: {broken}"] if broken else []
 
 
 def _plain(done: Slice) -> dict[str, Any]:
