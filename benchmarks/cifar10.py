@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 import nasopt
 from nasopt import goals
+from nasopt import space as spaces
 from nasopt.analysis.stats import t_interval
 from nasopt.cost.clock import Latency
 from nasopt.errors import InputError
@@ -64,11 +65,12 @@ TITLES = {"nasopt": "nasopt search", "random": "random search", **{name: f"{name
 PARTS = (*TITLES, "darts")
 SEARCHING = ("preparation", "supernet", "trust", "warm start", "search")
 FIELDS = ("search_seconds", "training_seconds", "best_seconds", "total_seconds", "epochs", "validation_accuracy", "test_accuracy",
-          "target_met", "parameters", "multiply_accumulates", "latency_ms", "forward_mb", "search_mb", "training_mb",
-          "candidates", "refused", "date", "version")
-"""Of one run; ``training_seconds`` of all final trainings, ``best_seconds`` of that of the network in the row; ``forward_mb`` is
-the peak of memory of one forward pass of one image, weights included, ``search_mb`` and ``training_mb`` that of the whole
-process, data included (of a GPU's: of tensors there)."""
+          "target_met", "architecture", "parameters", "multiply_accumulates", "latency_ms", "latency_ratio", "forward_mb",
+          "search_mb", "training_mb", "candidates", "refused", "date", "version")
+"""Of one run; ``training_seconds`` of all final trainings, ``best_seconds`` of that of the network in the row; ``latency_ratio``
+is to the latency of the network that was found, where it is scaled to that, both timed by turns when it is delivered;
+``forward_mb`` is the peak of memory of one forward pass of one image, weights included, ``search_mb`` and ``training_mb`` that of
+the whole process, data included (of a GPU's: of tensors there)."""
 
 
 def some(data: Dataset, n: int | None) -> Dataset:
@@ -111,13 +113,18 @@ def designed(name: str, data: Dataset, config: Config, folder: Path, found: Mapp
     place = folder / "models" / name
     place.mkdir(parents=True, exist_ok=True)
 
-    def latency(net: nn.Module, example: Tensor) -> float:
-        return Latency()(setup.delivered(net).eval(), example)["latency_ms"]
+    def ratio(net: nn.Module, example: Tensor) -> float:
+        """The latency, as a multiple of that of the network that was found."""
+        theirs, ours = Latency().compare([setup.delivered(n).eval() for n in (rival, net)], example)
+        return ours["latency_ms"] / theirs["latency_ms"]
+
+    if found is not None:
+        rival = choices.extract(setup.net, spaces.from_labels(setup.problem.space, found["architecture"]))
 
     def plan() -> dict[str, Any]:
         arch = DESIGNS[name](setup.net)
         if found is not None:
-            arch = dict(scaling.within(setup.net, arch, setup.example, latency, found["latency_ms"]).arch)
+            arch = dict(scaling.within(setup.net, arch, setup.example, ratio, 1.0).arch)
         epoch = final.epoch_seconds(choices.extract(setup.net, arch), setup.lessons, Recipe(), setup.augment)
         left = config.seconds - final.EXPORT_SECONDS - (time.perf_counter() - began)
         seconds = left if found is None else found["best_seconds"]
@@ -135,9 +142,10 @@ def designed(name: str, data: Dataset, config: Config, folder: Path, found: Mapp
     record["metrics"] |= delivery.latencies([net], [place])[0]
     met = all(c.met(record["metrics"]) for c in config.target)
     seconds = record["training_seconds"]
-    return {**network(record), "search_seconds": 0.0, "training_seconds": seconds, "best_seconds": seconds, "target_met": met,
-            "total_seconds": seconds, "search_mb": None, "training_mb": peaks[setup.training.device.type], "candidates": None,
-            "refused": None}
+    record["architecture"] = spaces.labels(setup.problem.space, planned["arch"])
+    return {**network(record), "latency_ratio": None if found is None else ratio(net, setup.example), "search_seconds": 0.0,
+            "training_seconds": seconds, "best_seconds": seconds, "total_seconds": seconds, "target_met": met, "search_mb": None,
+            "training_mb": peaks[setup.training.device.type], "candidates": None, "refused": None}
 
 
 def one(part: str, data: Dataset, config: Config, folder: Path) -> dict[str, Any]:
@@ -155,8 +163,8 @@ def one(part: str, data: Dataset, config: Config, folder: Path) -> dict[str, Any
 def network(record: Mapping[str, Any]) -> dict[str, Any]:
     """What is told of a delivered network."""
     metrics = record["metrics"]
-    return {"epochs": record["epochs"], "validation_accuracy": 100 * (1 - metrics["error"]),
-            "test_accuracy": 100 * (1 - metrics["test_error"]), "parameters": metrics["params"],
+    return {"architecture": record["architecture"], "epochs": record["epochs"], "parameters": metrics["params"],
+            "validation_accuracy": 100 * (1 - metrics["error"]), "test_accuracy": 100 * (1 - metrics["test_error"]),
             "multiply_accumulates": metrics["flops"], "latency_ms": metrics["latency_ms"], "forward_mb": metrics["memory_mb"]}
 
 
@@ -227,13 +235,15 @@ def tables(methods: Mapping[str, Mapping[str, Sequence[Any]]], baseline: Mapping
                                                                      "total_seconds")),
                    *(run[name] for name in ("epochs", "validation_accuracy", "test_accuracy", "target_met", "date", "version"))]
                   for title, run in runs]},
-        {"caption": "Networks and memory. Parameters and multiply-accumulates in millions; latency of one image; peak of memory "
-                    "of one forward pass of one image, weights included, and of the whole process (of a GPU's: of tensors "
+        {"caption": "Networks and memory. Parameters and multiply-accumulates in millions; latency of one image, and as a "
+                    "multiple of that of the network that was found, where it is scaled to that, both timed by turns; peak of "
+                    "memory of one forward pass of one image, weights included, and of the whole process (of a GPU's: of tensors "
                     "there), data included; networks that were trained briefly, and that were refused before",
-         "columns": ["method", "seed", "parameters", "multiply-accumulates", "ms", "forward, MB", "search, MB", "training, MB",
-                     "candidates", "refused"],
+         "columns": ["method", "seed", "parameters", "multiply-accumulates", "ms", "ratio", "forward, MB",
+                     "search, MB", "training, MB", "candidates", "refused"],
          "rows": [[title, run["seed"], run["parameters"] / 1e6, run["multiply_accumulates"] / 1e6,
-                   *(run[name] for name in ("latency_ms", "forward_mb", "search_mb", "training_mb", "candidates", "refused"))]
+                   *(run[name] for name in ("latency_ms", "latency_ratio", "forward_mb", "search_mb", "training_mb",
+                                            "candidates", "refused"))]
                   for title, run in runs]}]
     if baseline is not None:
         steps, searches = np.array(baseline["step_seconds"]), np.array(methods.get("nasopt", {}).get("search_seconds", []))

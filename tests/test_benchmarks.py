@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor, nn
 
 from nasopt.errors import InputError
 from nasopt.machine import machine
-from nasopt.spaces.scaling import Scaled
+from nasopt.nets.choices import extract
+from nasopt.spaces.scaling import Cost, Scaled
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -67,10 +69,11 @@ def test_the_headline_s_script_at_tiny_size(tmp_path: Path, monkeypatch: pytest.
     record("one", "nasopt", "mobilenetv2", "darts")
     tried = list[dict[str, int]]()
 
-    def within(net: object, arch: dict[str, int], *given: object) -> Scaled:
+    def within(net: nn.Module, arch: dict[str, int], example: Tensor, cost: Cost, budget: float) -> Scaled:
         tried.append(arch)
         if len(tried) == 1:
             raise InputError("too fast.")
+        assert budget == 1 and 0 < cost(extract(net, arch), example) < 1000
         return Scaled(arch, 32, 1.0)
 
     monkeypatch.setattr(cifar10.scaling, "within", within)
@@ -81,6 +84,8 @@ def test_the_headline_s_script_at_tiny_size(tmp_path: Path, monkeypatch: pytest.
     for runs in first["methods"].values():
         assert set(runs) == {"seed", *cifar10.FIELDS} and runs["seed"] == [3]
         assert 0 <= runs["test_accuracy"][0] <= 100 and runs["latency_ms"][0] > 0 and runs["total_seconds"][0] > 0
+        assert runs["architecture"][0]
+    assert first["methods"]["mobilenetv2-scaled"]["latency_ratio"][0] > 0
     found = first["methods"]["nasopt"]
     assert first["search_seconds"] == found["search_seconds"] and found["candidates"][0] >= 1
     assert found["total_seconds"][0] >= found["search_seconds"][0] + found["training_seconds"][0] - 1e-6

@@ -225,6 +225,9 @@ def test_a_search_that_ended_below_full_fidelity_still_has_its_best() -> None:
     assert Study(LINE, ()).promoted().front() == []
     broken = Study(LINE, (failed, replace(low[0], error="out of memory"))).promoted()
     assert len(broken.trials) == 2 and nothing_found(broken) == "all 2 trials failed, most often with: out of memory"
+    dear = replace(LINE, constraints=(Constraint("step_ms", 1.0, "ms"),))
+    assert nothing_found(Study(dear, (trial(Ask(0, {"x": 0}), step_ms=3.0),))) == (
+        "none of 1 architectures can be trained in the time that is left: give more time.")
 
 
 def test_low_fidelity_is_wrong_as_stated_and_full_fidelity_exact() -> None:

@@ -235,6 +235,29 @@ def test_with_too_little_time_the_cheapest_of_the_witnesses_can_be_trained(setup
     assert 0 < len(cheap) < len(sizes)
 
 
+def test_a_search_whose_beginnings_are_all_too_dear_begins_with_the_cheapest_witness_too(
+    small: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it began with is what it begins with when it is resumed, though layers are timed anew then."""
+    monkeypatch.setattr(warm, "step_ms", params)
+    storage = Memory()
+    run = distrustful(small, "random", storage, tmp_path)
+    sizes = {space.key(arch): params(choices.extract(small.net, arch)) for arch in run.witnesses()}
+    cheapest, dearest = sorted(run.witnesses(), key=lambda arch: sizes[space.key(arch)])[::len(sizes) - 1]
+    bound = (sizes[space.key(cheapest)] + sizes[space.key(dearest)]) / 2
+    run.ledger.store("trainable", {"ms": bound, "witnesses": [k for k, size in enumerate(sizes.values()) if size <= bound]})
+    found = run.search("random", storage, initial=[dearest])
+    assert [t.ask.arch for t in found.trials[:2]] == [dearest, cheapest]
+    assert "error" not in found.trials[0].metrics and found.feasible()[0].ask.arch == cheapest
+
+    monkeypatch.setattr(warm, "step_ms", lambda *given, **named: 0.0)
+    again = distrustful(small, "random", storage, tmp_path)
+    again.ledger.store("stopped search", None)
+    assert again.search("random", Memory(), initial=[dearest]).trials[1].ask.arch == cheapest
+    free = distrustful(small, "random", Memory(), tmp_path)
+    assert free.search("random", free.storage, initial=[dearest]).trials[1].ask.arch != cheapest
+
+
 def test_images_are_where_networks_are_to_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nasopt.pipeline.setup.device_of", lambda name: torch.device(name))
     monkeypatch.setattr("nasopt.pipeline.setup._check_output", lambda setup: None)

@@ -21,6 +21,7 @@ from nasopt.pipeline.kept import Kept
 from nasopt.pipeline.parts import Parts
 from nasopt.pipeline.progress import Watch
 from nasopt.pipeline.setup import EXPECTED
+from nasopt.pipeline.warm import STEP
 from nasopt.trial import Metrics, Study, Trial
 
 
@@ -182,7 +183,8 @@ def _within(watch: Watch, number: int, count: int, note: str, done: int, total: 
 
 
 def nothing_found(study: Study) -> str:
-    """Why a search has no front: the constraint that is missed by most, or the most frequent error."""
+    """Why a search has no front: the constraint that is missed by most, or the most frequent error. Of the bound on training
+    steps nobody needs to know more than that it follows from the time."""
     clean = [t for t in study.trials if t.error is None]
     if not clean:
         errors = Counter(t.error for t in study.trials)
@@ -190,5 +192,7 @@ def nothing_found(study: Study) -> str:
                 else "the budget ended before the first trial: give more time.")
     nearest = min(clean, key=lambda t: study.problem.violation(t.metrics))
     worst = max(study.problem.constraints, key=lambda c: c.violation(nearest.metrics))
+    if worst.name == STEP:
+        return f"none of {len(clean)} architectures can be trained in the time that is left: give more time."
     return (f"no architecture meets {worst}: the nearest of {len(clean)} has {nearest.metrics[worst.name]:.4g}"
             f"{worst.unit and ' ' + worst.unit}; relax it, or give more time.")

@@ -276,13 +276,13 @@ class Phases(Parts):
         def compute() -> dict[str, Any]:
             setup, found = self.setup, self._dearest()
             rough = Costs(setup.net, [self.steps], setup.example)
-            steps = [rough(Ask(k, arch))["step_ms"] for k, arch in enumerate(self.witnesses())]
+            steps = [rough(Ask(k, arch))[warm.STEP] for k, arch in enumerate(self.witnesses())]
             bound = warm.affordable(found["rate"], found["epoch"] * final.MIN_EPOCHS / final.LEAST_EPOCHS)
             ms = max(bound.upper, SLACK * min(steps))
             return {"ms": ms, "witnesses": [k for k, step in enumerate(steps) if step <= ms]}
 
         known = self.ledger.remember("trainable", compute)
-        return Constraint("step_ms", known["ms"], "ms"), [self.witnesses()[k] for k in known["witnesses"]]
+        return Constraint(warm.STEP, known["ms"], "ms"), [self.witnesses()[k] for k in known["witnesses"]]
 
     # ------------------------------------------------------------------------------------------------------------- search
     def estimator(self) -> Estimator:
@@ -308,7 +308,7 @@ class Phases(Parts):
             brief = ask.fidelity * self.low_fidelity().epochs
             epoch = metrics["training_seconds"] / brief * self.ledger.recall("low fidelity")["final"]
         else:
-            brief, epoch = self.supernet()["passes"], metrics["step_ms"] / known["rate"]
+            brief, epoch = self.supernet()["passes"], metrics[warm.STEP] / known["rate"]
         return brief, min(final.MAX_EPOCHS, known["seconds"] / epoch)
 
     @property
@@ -329,13 +329,15 @@ class Phases(Parts):
 
     def search(self, name: str, storage: Storage, title: str = "search", initial: Sequence[Arch] = ()) -> Study:
         """Runs a strategy on the estimator for its share of the time. It begins with the witnesses, unless their trainings began
-        with other weights than the candidates' will, and with ``initial``."""
+        with other weights than the candidates' will, with ``initial``, and, if none of these can be trained in the end, with the
+        cheapest of the witnesses."""
         done = self.ledger.recall(f"stopped {title}")
         if done is not None:
             return replace(load(storage), problem=self.problem, stopped=done)
         setup, main = self.setup, threading.current_thread() is threading.main_thread()
         known = self.witnesses() if "value" in self.trust() and not self.inherits else []
-        strategy = self._strategy(name, title, [*known, *initial])
+        first = self.ledger.remember(f"first of {title}", lambda: {"archs": self._with_cheapest([*known, *initial])})
+        strategy = self._strategy(name, title, first["archs"])
         with self.display.phase(title) as watch:
             study = search(self.problem, strategy, self.estimator(), storage=storage, seed=setup.config.seed,
                            budget=Budget(trials=setup.config.trials, seconds=self.seconds(title)),
@@ -347,6 +349,19 @@ class Phases(Parts):
             self.display.log(remark)
         self.ledger.store(f"stopped {title}", study.stopped)
         return study
+
+    def _with_cheapest(self, archs: list[Arch]) -> list[Arch]:
+        """The architectures; where candidates are trained and each of these is dearer than `trainable` allows, the cheapest of
+        the witnesses after them."""
+        if not archs or not self.trust()["fallback"]:
+            return archs
+        bound, cheap = self.trainable()
+        rough = Costs(self.setup.net, [self.steps], self.setup.example)
+
+        def steps(arch: Arch) -> float:
+            return rough(Ask(0, arch))[warm.STEP]
+
+        return archs if any(steps(arch) <= bound.upper for arch in archs) else [*archs, min(cheap, key=steps)]
 
     def _stop(self, trials: Sequence[Trial]) -> str:
         """Why the search should end before its time is over, or an empty text."""

@@ -43,6 +43,9 @@ from nasopt.spaces import scaling
 from nasopt.strategies.evolution import NSGA2
 from nasopt.trial import Constraint, Metrics, Objective, Problem, Trial
 
+STEP = "step_ms"
+"""The metric that says what a training step takes, as far as a table of layers tells."""
+
 ROWS = 64
 """Images in the step that a layer's training time is measured with on a CPU, at most."""
 
@@ -70,13 +73,13 @@ def affordable(rate: float, epoch: float) -> Constraint:
     Args:
         rate: `rate_of` the same images.
     """
-    return Constraint("step_ms", rate * epoch, "ms")
+    return Constraint(STEP, rate * epoch, "ms")
 
 
 def rate_of(setup: Setup) -> float:
     """``step_ms`` of a network for every second that an epoch of it takes: those of a hand-designed one, which is timed."""
     net = next(iter(final.designed(setup).values()))
-    step = step_table(setup)(net, setup.example)["step_ms"]
+    step = step_table(setup)(net, setup.example)[STEP]
     return step / final.epoch_seconds(net, setup.lessons, train.Recipe(), setup.augment)
 
 
@@ -85,7 +88,7 @@ def step_table(setup: Setup) -> Layers:
     GPU of a whole batch, since there small steps all take the same time."""
     device = setup.training.device
     rows = min(ROWS, train.at_once(setup.example.shape)) if device.type == "cpu" else train.Recipe().batch_for(setup.lessons)
-    return Layers("step_ms", partial(step_ms, device=device, rows=rows))
+    return Layers(STEP, partial(step_ms, device=device, rows=rows))
 
 
 def start(setup: Setup, seconds: float, epoch: float, rate: float, timed: Callable[[Arch], float],
@@ -138,8 +141,8 @@ def start(setup: Setup, seconds: float, epoch: float, rate: float, timed: Callab
                   if problem.violation(t.metrics) == 0]
         better.sort(key=lambda t: t.metrics["error"])
         if k == 0 and better:
-            off = max(1.0, rate * timed(better[0].ask.arch) / better[0].metrics["step_ms"])
-            better = [t for t in better if t.metrics["step_ms"] * off <= trainable.upper]
+            off = max(1.0, rate * timed(better[0].ask.arch) / better[0].metrics[STEP])
+            better = [t for t in better if t.metrics[STEP] * off <= trainable.upper]
         found += [t.ask.arch for t in _different(better, SMALL if k else LARGE) if t.ask.arch not in found]
     return found
 
@@ -153,7 +156,7 @@ def designs(setup: Setup, step_ms: float) -> list[Arch]:
         with suppress(InputError):  # no member, or no scaling as small as that
             arch = design(net)
             alone = choices.extract(net, arch).eval()
-            work, own = flops(alone, setup.example), table(alone, setup.example)["step_ms"]
+            work, own = flops(alone, setup.example), table(alone, setup.example)[STEP]
             if own <= step_ms:
                 found.append(arch)
             for share in (1.0, 0.5):
