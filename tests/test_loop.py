@@ -158,6 +158,38 @@ def test_interruption_from_the_keyboard() -> None:
     assert results(again) == results(search(PROBLEM, Chaotic(), estimate, budget=Budget(trials=20), batch=8))
 
 
+def test_the_time_of_what_an_interruption_cut_off_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a strategy that trains a network before it asks, for example; none of it is in an event."""
+    clock, storage, spent = Clock(), Memory(), list[float]()
+    monkeypatch.setattr(time, "perf_counter", clock)
+
+    class Trains(Chaotic):
+        def ask(self, n: int, first: int) -> list[Ask]:
+            clock.now += 49.0
+            if not spent:
+                raise KeyboardInterrupt
+            return super().ask(n, first)
+
+    study = search(PROBLEM, Trains(), estimate, budget=Budget(seconds=100.0), storage=storage)
+    assert study.stopped == INTERRUPTED and not study.trials
+    spent.append(0.0)
+    search(PROBLEM, Trains(), estimate, budget=Budget(trials=1, seconds=100.0), storage=storage,
+           watch=lambda progress: spent.append(progress.spent))
+    assert spent[-1] == 98.0
+
+
+def test_an_interruption_during_the_replay_is_one_like_others() -> None:
+    storage = Memory()
+    search(PROBLEM, Chaotic(), estimate, budget=Budget(trials=6), storage=storage)
+
+    class Stops(Chaotic):
+        def tell(self, trials: Sequence[Trial]) -> None:
+            raise KeyboardInterrupt
+
+    study = search(PROBLEM, Stops(), estimate, budget=Budget(trials=20), storage=storage)
+    assert study.stopped == INTERRUPTED and len(study.trials) == 6
+
+
 def test_interruption_between_the_log_and_the_strategy() -> None:
     class Stops(Chaotic):
         def tell(self, trials: Sequence[Trial]) -> None:

@@ -276,6 +276,21 @@ def test_other_databases(tmp_path: Path, pragma: str, word: str) -> None:
         Sqlite(path)
 
 
+def test_a_file_whose_writing_ended_before_its_tables_is_a_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.close()
+    assert path.stat().st_size > 0
+    assert len(list(Sqlite(filled(path, 2), readonly=True).events())) == 2
+    other = tmp_path / "other.db"
+    db = sqlite3.connect(other)
+    db.execute("CREATE TABLE theirs (x)")
+    db.close()
+    with pytest.raises(InputError, match="not a run of nasopt"):
+        Sqlite(other)
+
+
 def test_places(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder"):
         Sqlite(tmp_path)

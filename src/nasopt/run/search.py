@@ -27,6 +27,8 @@ from nasopt.trial import (
 
 INTERRUPTED = "interrupted"
 EXHAUSTED = "the space is exhausted"
+PAUSED = "spent when interrupted"
+"""The blob that holds the seconds of the budget that were used when a search was interrupted last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,9 @@ class Budget:
     Args:
         trials: evaluations, failed ones included.
         seconds: wall time of everything: evaluations, the strategy's own work and the loop, earlier parts of a resumed
-            run included. Replaying the log is not counted again. When they are spent nothing more is begun; what is
-            under way is finished, so the run ends at most one evaluation late.
+            run included (of a part that was killed: up to the last event of its log). Replaying the log is not counted
+            again. When they are spent nothing more is begun; what is under way is finished, so the run ends at most one
+            evaluation late.
 
     Raises:
         InputError: neither is given, or one is not above 0.
@@ -113,11 +116,12 @@ def search(problem: Problem, strategy: Strategy, estimate: Estimator, *, budget:
     log = Memory() if storage is None else storage
     runner = Serial() if executor is None else executor
     loop = _Loop(problem, strategy, estimate, budget, log, runner, seed, batch, watch, stop)
-    loop.recover()
     try:
+        loop.recover()
         stopped = loop.run()
         return Study(problem, tuple(loop.trials), stopped)
     except KeyboardInterrupt:
+        loop.pause()
         # The log, not the loop, knows what was acknowledged.
         return replace(load(log), problem=problem, stopped=INTERRUPTED)
     finally:
@@ -206,7 +210,7 @@ class _Loop:
     running: int = 0
     asked: int = 0
     before: float = 0.0
-    began: float = 0.0
+    began: float = math.nan
 
     # ---- resume is replay
     def recover(self) -> None:
@@ -228,8 +232,13 @@ class _Loop:
                 self.strategy.tell([record])
                 self._consider()
         self.waiting.extend(pending.values())
-        self.before = max((body["spent"] for _, body in events if "spent" in body), default=0.0)
+        self.before = max(float(self.log.get(PAUSED) or 0.0), *(body["spent"] for _, body in events if "spent" in body), 0.0)
         self.began = time.perf_counter()
+
+    def pause(self) -> None:
+        """Keeps the time of what an interruption cuts off, of which there will be no event."""
+        if not math.isnan(self.began):
+            self.log.put(PAUSED, dumps(self._spent()).encode())
 
     def _replay(self, call: _Call) -> None:
         again = tuple(_stamped(a, self.seed) for a in self.strategy.ask(call.n, call.first))

@@ -242,7 +242,8 @@ def _lock(path: Path) -> sqlite3.Connection:
 def _open(path: Path) -> sqlite3.Connection:
     db = _connect(path)
     try:
-        fresh = db.execute("PRAGMA page_count").fetchone()[0] == 0
+        # A process that ends between the two statements below leaves a file with a header and without tables.
+        fresh = not any(_numbers(db)) and db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
         if not fresh:
             _examine(db, path)
         db.execute("PRAGMA journal_mode = WAL")
@@ -269,9 +270,14 @@ def _look(path: Path) -> sqlite3.Connection:
     return db
 
 
+def _numbers(db: sqlite3.Connection) -> tuple[int, int]:
+    """What marks the file, and the version of its tables; both 0 in a new one."""
+    application, version = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+    return application, version
+
+
 def _examine(db: sqlite3.Connection, path: Path) -> None:
-    application = db.execute("PRAGMA application_id").fetchone()[0]
-    version = db.execute("PRAGMA user_version").fetchone()[0]
+    application, version = _numbers(db)
     if application != APPLICATION:
         raise InputError(f"{path} is a database, but not a run of nasopt: choose another file.")
     if version != VERSION:
