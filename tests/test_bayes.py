@@ -173,3 +173,17 @@ def test_it_finds_the_optimum_of_nas_bench_201() -> None:
     ready = bench.prepare(task)
     needed = [bench.queries_to_optimum(ready.problem, bench.one(task, "gp", seed, 60), ready.front) for seed in range(3)]
     assert np.median(needed) <= 40
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_space_that_cannot_be_counted_is_searched_as_a_large_one() -> None:
+    problem = Problem(space.Graph("g", 8, ("a", "b"), 28), AIM)
+    assert not space.at_most(problem.space, 10**9) and space.counted(problem.space, ",") == "countless"
+    assert space.at_most(GRID, 5**6) and not space.at_most(GRID, 5**6 - 1) and space.counted(GRID, ",") == "15,625"
+    strategy = BayesianOptimization(problem, 0, start=3)
+    found = set[str]()
+    for number in range(5):
+        (ask,) = strategy.ask(1, number)
+        strategy.tell([Trial(ask, {"error": float(number)}, 1.0)])
+        found.add(space.key(ask.arch))
+    assert len(found) == 5

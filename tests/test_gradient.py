@@ -270,10 +270,27 @@ def test_a_network_that_becomes_infinite_ends_the_search_but_not_the_run(monkeyp
     after._train_on(2)
     assert all(torch.equal(v, found.search.state()[k]) for k, v in after.search.state().items()), "as after the last good slice"
     again = strategy(slices=4, steps=8, blobs=kept)
-    assert [again.ask(1, k)[0] for k in range(6)] == [*asked, *later] and again.remarks == found.remarks
+    training = list[bool]()
+    for k, ask in enumerate((*asked, *later)):
+        training.append(again.training)
+        assert again.ask(1, k) == [ask]
+    assert again.remarks == found.remarks
+    assert training == [True, True, True, False, False, False], "until the slice that failed is reached, as it was at first"
     monkeypatch.setattr(DifferentiableSearch, "step_weights", lambda *given: failing(replace_done(given[0]), given[1]))
     with pytest.raises(InputError, match=r"'darts1' relaxes became infinite at once .*choose another strategy"):
         strategy().ask(1, 0)
+
+
+def test_a_curvature_that_is_infinite_ends_the_search_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*given: object) -> None:
+        raise InputError("take the Hessian where the loss is finite.")
+
+    found = strategy(slices=4, steps=8)
+    found._train_on(1)
+    found.flat = 0.5
+    monkeypatch.setattr("nasopt.strategies.gradient.curvature", failing)
+    found.ask(1, 0)
+    assert not found.training and "take the Hessian where the loss is finite" in found.remarks[-1]
 
 
 def replace_done(search: DifferentiableSearch) -> DifferentiableSearch:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import numpy as np
 import pytest
 
-from nasopt.space import Cell, Choice, Product, canonical, everything, key
+from nasopt.space import Cell, Choice, Product, Repeat, canonical, everything, key, layout
 from nasopt.strategies.aging import RegularizedEvolution
-from nasopt.strategies.evolution import NSGA2
+from nasopt.strategies.evolution import NSGA2, completed
 from nasopt.strategies.local import LocalSearch
 from nasopt.strategies.random import REST, RandomSearch
 from nasopt.testing.strategy import check_strategy, example_spaces
@@ -328,3 +329,30 @@ def test_informed_strategies_need_fewer_than_random_search() -> None:
 
     assert median(LocalSearch) < 100
     assert median(lambda p, s: RegularizedEvolution(p, s, population=20, sample=5)) < 400 < median(RandomSearch)
+
+
+def test_what_becomes_active_is_inherited_or_random_and_never_the_first_option_alone() -> None:
+    lay = layout(example_spaces()["conditional"])
+    generator = np.random.default_rng(0)
+    small = np.repeat(lay.rows([a for a in everything(example_spaces()["conditional"]) if "width" not in a][:1]), 200, axis=0)
+    off = ~lay.active(small)[0]
+    filled, _ = completed(lay, small, small, generator)
+    assert off.any() and np.array_equal(filled[:, ~off], small[:, ~off])
+    assert all(set(filled[:, k]) == set(range(lay.options[k])) for k in np.flatnonzero(off))
+    other = np.repeat(lay.rows([a for a in everything(example_spaces()["conditional"]) if lay.active(lay.rows([a])).all()][-1:]),
+                      200, axis=0)
+    one, two = completed(lay, small, other, generator)
+    assert np.array_equal(one[:, off], other[:, off]) and np.array_equal(two, other)
+
+
+def test_a_mutant_s_new_choices_are_random() -> None:
+    """From the two architectures of depth 1, of which every new mutant is of depth 3."""
+    deep = Problem(Repeat("stage", Choice("kernel", "35"), (1, 3)), ONE)
+    born = list[int]()
+    for seed in range(40):
+        strategy = RegularizedEvolution(deep, seed, population=2, sample=1, initial=list(islice(everything(deep.space), 2)))
+        for number in range(3):
+            (ask,) = strategy.ask(1, number)
+            strategy.tell([Trial(ask, {"error": 1.0}, 1.0)])
+        born += [v for path, v in ask.arch.items() if "kernel" in path][1:]
+    assert 0 < np.mean(born) < 1

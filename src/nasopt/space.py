@@ -483,6 +483,22 @@ def size(space: Space) -> int:
     return sum(size(space.part) ** (min(t, 1) if space.shared else t) for t in space.times)
 
 
+def counted(space: Space, form: str) -> str:
+    """`size` in a format such as ``",d"``, or "countless" where it cannot be counted."""
+    try:
+        return format(size(space), form)
+    except ValueError:
+        return "countless"
+
+
+def at_most(space: Space, n: int) -> bool:
+    """Whether it has so many architectures at most; one that `size` cannot count has more."""
+    try:
+        return size(space) <= n
+    except ValueError:
+        return False
+
+
 def walk(space: Space, pick: Callable[[str, tuple[str, ...]], int]) -> dict[str, int]:
     """Builds one architecture: ``pick(path, labels)`` is called for every active choice, parents first.
 

@@ -9,7 +9,7 @@ import numpy as np
 from nasopt.errors import InputError
 from nasopt.seed import rng
 from nasopt.space import Arch, Rows
-from nasopt.strategies.evolution import pool_of
+from nasopt.strategies.evolution import completed, pool_of
 from nasopt.strategies.random import Unseen
 from nasopt.trial import Ask, Problem, Trial
 
@@ -71,7 +71,8 @@ class RegularizedEvolution:
         if len(self._initial):
             return self._initial[:1]
         if self._asked >= self._size and self._told and (self._unseen.layout.options > 1).any():
-            mutants = self._unseen.layout.vary(np.repeat(self._parent(generator), TRIES, axis=0), generator, 0.0)
+            lay, parents = self._unseen.layout, np.repeat(self._parent(generator), TRIES, axis=0)
+            mutants = lay.vary(completed(lay, parents, parents, generator)[0], generator, 0.0)
             fresh = self._unseen.fresh(mutants)
             if len(fresh):
                 return fresh[:1]

@@ -12,8 +12,8 @@ from threadpoolctl import ThreadpoolController
 
 from nasopt.errors import InputError, unknown
 from nasopt.seed import rng
-from nasopt.space import Arch, Rows, Space, connected, everything, layout, size, uniform
-from nasopt.strategies.evolution import pool_of
+from nasopt.space import Arch, Rows, Space, at_most, connected, everything, layout, uniform
+from nasopt.strategies.evolution import completed, pool_of
 from nasopt.strategies.random import Unseen
 from nasopt.surrogates.features import Groups, Hints, Scores, featuriser
 from nasopt.surrogates.model import Acquisition, Fitter, Kind, Model
@@ -126,7 +126,7 @@ class BayesianOptimization:
 
     def model(self) -> Model:
         """The model of everything told and pending."""
-        if self._fit.everywhere is None and size(self.problem.space) <= ENUMERATE:
+        if self._fit.everywhere is None and at_most(self.problem.space, ENUMERATE):
             self._fit.everywhere = self._everywhere
         told = [self._told[k] for k in sorted(self._told)]
         lay = self._unseen.layout
@@ -137,7 +137,7 @@ class BayesianOptimization:
     def promises(self, model: Model, generator: np.random.Generator) -> tuple[Rows, Floats]:
         """Unseen rows (m, columns) and what they promise (m,): all there are, or in large spaces those that sampling and climbing
         come to. None if the space is exhausted."""
-        if size(self.problem.space) > ENUMERATE:
+        if not at_most(self.problem.space, ENUMERATE):
             return self._climb(self._candidates(generator), model, generator)
         rows = _everything(self.problem.space)
         left = self._unseen.places(rows)
@@ -164,6 +164,7 @@ class BayesianOptimization:
         pool = pool_of(self.problem, lay, [self._told[k] for k in sorted(self._told)])
         best = pool.rows[np.lexsort((generator.random(len(pool)), pool.crowding * -1, pool.rank))[:PARENTS]]
         a, b = (best[generator.integers(len(best), size=MUTANTS)] for _ in range(2))
+        a, b = completed(lay, a, b, generator)
         bred = lay.vary(np.where(generator.random((MUTANTS, 1)) < 0.5, lay.cross(a, b, generator), a), generator)
         rows = self._unseen.fresh(np.concatenate([bred, lay.random(generator, STRANGERS)]))
         return rows if len(rows) else self._unseen.draw(STRANGERS, generator)

@@ -71,6 +71,15 @@ def pool_of(problem: Problem, layout: Layout, trials: Sequence[Trial]) -> Pool:
                 np.array([t.ask.number for t in trials], dtype=np.int64))
 
 
+def completed(layout: Layout, a: Rows, b: Rows, generator: np.random.Generator) -> tuple[Rows, Rows]:
+    """Two parents, whose choices that are not active have an option of the other parent or a random one: what becomes active by
+    variation is inherited or random, never a silent 0."""
+    if layout.flat:
+        return a, b
+    fresh, ours, theirs = layout.random(generator, len(a)), layout.active(a), layout.active(b)
+    return np.where(ours, a, np.where(theirs, b, fresh)), np.where(theirs, b, np.where(ours, a, fresh))
+
+
 Mating: TypeAlias = Callable[[Pool, int, np.random.Generator], Ints]
 """(pool, n, generator) -> the parents' indices, shape (n, 2)."""
 Variation: TypeAlias = Callable[[Layout, Rows, Rows, np.random.Generator], Rows]
@@ -171,8 +180,9 @@ class Evolution:
         seed: the run's seed.
         population: N, asks a generation and members of the pool.
         mating, variation, survival: the parts.
-        immigrants: probability that a child is a uniformly random architecture instead: with it every architecture is
-            reached with probability at least ``immigrants``/|space| a child.
+        immigrants: probability that a child is a random architecture instead, uniform in every choice that is active: with it
+            every architecture is reached with probability at least ``immigrants``/Π a child, Π the product of the numbers of
+            options of its active choices (of a space without conditional choices: |space|).
         initial: architectures to ask first; the first generation is filled up with random ones.
         repeat: ask an architecture again. Without, no network (see `space.canonical`) is asked twice, and the search
             ends when the space is exhausted.
@@ -282,10 +292,7 @@ class Evolution:
             return fresh
         parents = self._mating(self.pool, n, generator)
         a, b = self.pool.rows[parents[:, 0]], self.pool.rows[parents[:, 1]]
-        if not lay.flat:  # what becomes active is inherited from the other parent or random, never a silent 0
-            a, b = (np.where(lay.active(a), a, np.where(lay.active(b), b, fresh)),
-                    np.where(lay.active(b), b, np.where(lay.active(a), a, fresh)))
-        rows = self._variation(lay, a, b, generator)
+        rows = self._variation(lay, *completed(lay, a, b, generator), generator)
         return np.where(generator.random((n, 1)) < self._immigrants, fresh, rows)
 
 

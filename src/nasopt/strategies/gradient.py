@@ -185,7 +185,7 @@ class Gradient:
         if self.watch < 0:
             raise InputError(f"a gradient strategy is watched every {self.watch} slices: give 1 or more, or 0 for never.")
         self._seen = self.unseen or Unseen(self.problem)
-        self._broken = ""
+        self._broken = self._breaks = ""  # why the search ended; why it will, once it has come to the last slice that was kept
         self._kept = self._recall()
         self._back: int | None = None
         self._gone = 0
@@ -236,9 +236,7 @@ class Gradient:
     @property
     def training(self) -> bool:
         """Whether slices are left to train."""
-        if self._broken and len(self.history) >= len(self._kept):
-            return False
-        return self._back is None and len(self.history) < self.slices
+        return not self._broken and self._back is None and len(self.history) < self.slices
 
     def _train_on(self, slices: int) -> None:
         """Trains so many slices, at most those that are left."""
@@ -263,6 +261,8 @@ class Gradient:
         """Trains the next slice, or takes it from what was kept."""
         if len(self.history) < len(self._kept):
             self.history.append(self._kept[len(self.history)])
+        elif self._breaks:
+            self._broken = self._breaks
         else:
             state = self.search.state()
             try:
@@ -288,7 +288,10 @@ class Gradient:
         seen = watch(search, self.seed, number, number % self.watch == 0) if self.watch else None
         ends = None if seen is None else seen.extremes
         if self.flat is not None:
-            ends = curvature(search, 128, rng(self.seed, number, "curvature"))
+            try:
+                ends = curvature(search, 128, rng(self.seed, number, "curvature"))
+            except InputError as problem:  # it is infinite there
+                raise FloatingPointError(str(problem)) from problem
         loss = float(np.mean(losses)) if losses else np.nan
         found = Slice(search.architecture(), scores, loss, skip_share(search, scores), evenness(scores),
                       np.nan if ends is None else ends.high, agreement(search, scores, measured), len(measured), seen)
@@ -320,7 +323,7 @@ class Gradient:
             return ()
         self.search.load(_part(blob, "search "))
         history = history_of(blob)
-        self._broken = history.broken
+        self._breaks = history.broken
         return history.slices
 
 

@@ -114,7 +114,8 @@ class Certificate:
                     "It speaks of losses as measured: nothing is assumed, or said, about those after a longer training.")
         return (f"With probability at least {1 - self.delta:g} each of the {len(self.dropped)} dropped options has, in every "
                 "objective, a larger mean loss than another option of its choice. The mean is over the measured losses, scaled "
-                "to [0, 1] and clipped, of uniformly random architectures of the stage's sub-space that hold the option. "
+                "to [0, 1] and clipped, of architectures of the stage's sub-space that hold the option, random and uniform in "
+                "every choice that is active. "
                 "Assumed: an architecture's loss is measured once, with noise that is independent of the draws. Not said: that "
                 f"the best architecture holds none of them. {envelope}")
 
