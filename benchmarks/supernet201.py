@@ -250,12 +250,13 @@ ABLATION = ("nasopt", "darts1", "beta_darts", "darts_pt")
 def ablation(table: tables.Table, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each of these recipes with the most steps that it was given, against `nasopt`, paired by seeds; empty where not all of
     them were run on the same seeds."""
-    error = dict[str, np.ndarray]()
+    error, seeds = dict[str, np.ndarray](), set[tuple[int, ...]]()
     for name in ABLATION:
         steps = max((int(run["given"].split()[0]) for run in runs if run["search"] == name), default=0)
         own = sorted((run for run in runs if (run["search"], run["given"]) == (name, f"{steps} steps")), key=lambda r: r["seed"])
+        seeds.add(tuple(run["seed"] for run in own))
         error[f"{name}, {steps} steps"] = np.array([100 - table.column(C10).values[table.row(r["architecture"])] for r in own])
-    if len({len(v) for v in error.values()}) > 1 or len(next(iter(error.values()))) < 2:
+    if len(seeds) > 1 or len(next(iter(error.values()))) < 2:
         return []
     found = analyse(Measure("error", "test error", "%"), {"CIFAR-10": error}, control=next(iter(error)))
     return [{"caption": f"The parts of nasopt. {found.test} {found.refusal}".strip(), "columns": [

@@ -45,6 +45,15 @@ def test_a_run_is_reproducible_and_written_down(folder: Path) -> None:
     assert [t["architecture"] for t in again["trials"]] == [t["architecture"] for t in runs[-1]["trials"]]
 
 
+def test_a_table_may_have_a_dot_in_its_name(folder: Path) -> None:
+    (folder / "toy.v2.npz").write_bytes((folder / "toy.npz").read_bytes())
+    for name in ("toy.v2", "toy.v2.npz", "toy.npz"):
+        assert len(bench.prepare(bench.Task(name, str(folder), objectives=("error",))).problem.objectives) == 1
+    (folder / "toy.v2.npz").unlink()
+    with pytest.raises(InputError, match=r"unknown table 'toy\.v3'"):
+        bench.prepare(bench.Task("toy.v3", str(folder), objectives=("error",)))
+
+
 def test_no_strategy_sees_what_is_only_reported(folder: Path) -> None:
     ready = bench.prepare(task(folder, report=("cost",)))
     assert [o.name for o in ready.problem.objectives] == ["error"]

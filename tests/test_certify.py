@@ -94,10 +94,14 @@ def test_the_command_prints_what_one_run_allows(runs: tuple[Path, Path], tmp_pat
                                                 capsys: pytest.CaptureFixture[str]) -> None:
     text = words(capsys, 0, runs[0], "--json", tmp_path / "c.json")
     for part in ("darts1 on bars, space own", "regime: stationarity only (1 seed, 20 slices)", "NOT MET: the updates are",
-                 "μ_F = ", "(estimated: Lanczos", "No interval of the rate: 1 of 1 seeds have a slope", "mean ‖b‖², estimated: ",
-                 "Seed 0:\n", "Extreme eigenvalues", "The inner residual ‖∇_w L_train‖ went from", "% of what it was after"):
+                 "NOT MET: μ_F > 0 (eigenvalues of ∇²F were not measured)",
+                 "No interval of the rate: 1 of 1 seeds have a slope", "mean ‖b‖², estimated: ",
+                 "Seed 0:\n",
+                 "Extreme eigenvalues of ∇²_α L_val after slice 20",
+                 "The inner residual ‖∇_w L_train‖ went from", "% of what it was after"):
         assert part in text, part
     assert "α*" not in text and "onverge" not in text, "neither the naive bound nor a limit"
+    assert "μ_F =" not in text, "what is measured is not ∇²F"
     found = json.loads((tmp_path / "c.json").read_text())
     history = certify.read(runs[0]).history
     assert found["certificate"] == json.loads(json.dumps(certificate([recording(history.slices)], None).to_json()))
@@ -152,7 +156,8 @@ def test_runs_of_other_data_spaces_or_networks_are_not_mixed(runs: tuple[Path, P
     one, two = map(certify.read, runs)
     changes = {"data": replace(two, data="other"), "space": replace(two, config=replace(two.config, space="cells")),
                "strategy": replace(two, config=replace(two.config, strategy="gdas")),
-               "network": replace(two, history=replace(two.history, groups=two.history.groups[:1]))}
+               "network": replace(two, history=replace(two.history, groups=two.history.groups[:1])),
+               "settings": replace(two, config=replace(two.config, trials=7))}
     for what, changed in changes.items():
         monkeypatch.setattr(certify, "read", lambda path, changed=changed: one if path == runs[0] else changed)
         with pytest.raises(certify.InputError, match=f"differ in their {what}"):

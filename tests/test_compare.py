@@ -192,6 +192,8 @@ def test_bad_records(single: dict[str, Any], double: dict[str, Any], folder: Pat
     refused("24 queries instead of 20: compare runs of one budget", altered(single, queries=20))
     shorter = [{**r, "trials": r["trials"][:20]} for r in runs if r["strategy"] == "rea"]
     refused("of 24 and of 20 queries", altered(single, runs=runs[:6]), altered(single, queries=20, runs=shorter))
+    lost = {**double["runs"][-1], "trials": [{**t, "metrics": {}} for t in double["runs"][-1]["trials"]]}
+    assert compare([parse(altered(double, runs=[*double["runs"][:-1], lost]), "x")]), "one that found nothing is no other problem"
     refused("never measured 'cost', so it is of another problem",
             altered(double, runs=[*double["runs"], {**runs[-1], "seed": 7}]))
     refused("call different problems 'toy0: accuracy'", altered(single, runs=runs[:6]),

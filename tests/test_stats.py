@@ -130,6 +130,16 @@ def test_the_bootstrap_covers() -> None:
     assert np.mean(hits) >= 0.88
 
 
+@pytest.mark.parametrize("infinite", [1, 4, 6, 19, 20])
+def test_runs_that_found_nothing_make_ends_infinite_and_never_unknown(infinite: int) -> None:
+    values = [*np.random.default_rng(0).normal(93, 1, 20 - infinite), *[np.inf] * infinite]
+    found = stats.iqm_interval([values])
+    assert found.low <= found.value <= found.high and found.low > 90
+    assert np.isfinite(found.high) == (infinite < 2) and np.isfinite(found.low) == (infinite < 10)
+    _, low, high = stats.iqm_band(np.array(values)[:, None])
+    assert not np.isnan([low, high]).any() and low <= high
+
+
 def test_the_probability_of_improvement_covers() -> None:
     rng, hits = np.random.default_rng(3), []
     for k in range(150):

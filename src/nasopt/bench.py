@@ -111,7 +111,7 @@ def _prepared(task: Task) -> Bench:
         known = SYNTHETIC[task.table]()
         return Bench(known.problem, known, known, known.front)
     path = Path(task.folder, task.table)
-    if not path.with_name(path.stem + ".npz").is_file() and Path(task.folder).is_dir():
+    if not tables.file_of(path).is_file() and Path(task.folder).is_dir():
         raise unknown("table", task.table, [*SYNTHETIC, *(p.stem for p in Path(task.folder).glob("*.npz"))])
     table = tables.load(path)
     if not task.objectives:

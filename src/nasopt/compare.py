@@ -134,7 +134,7 @@ def _check_run(run: Mapping[str, Any], problem: Problem, queries: int, source: s
         float(number)
     known = {name for row in metrics for name in row}
     needed = {o.name for o in problem.objectives} | {c.name for c in problem.constraints}
-    if needed - known:
+    if known and needed - known:  # a run all of whose trials failed has found nothing
         raise InputError(f"{who} never measured {min(needed - known)!r}, so it is of another problem: keep the runs of one "
                          "problem in one record.")
     if len(metrics) > queries or (len(metrics) < queries and run["stopped"] not in (EXHAUSTED, bench.FOUND)):
@@ -225,7 +225,8 @@ def _results(record: Record) -> _Results:
     if len(problem.objectives) == 1:
         everything = np.concatenate([c.ravel() for c in curves.values()])
         if not np.isfinite(everything).any():
-            raise InputError(f"no run of {record.name} found an architecture that meets the constraints: give more queries.")
+            raise InputError(f"no run of {record.name} found a result of full fidelity that meets all constraints: give more "
+                             "queries.")
         worst = everything[np.isfinite(everything)].max()  # what a run counts as before it found anything
         curves = {name: np.where(np.isfinite(c), c, worst) for name, c in curves.items()}
     needed = {name: np.array([bench.queries_to_optimum(problem, r, front) for r in own]) for name, own in runs.items()}
@@ -378,7 +379,7 @@ def _facts(results: _Results) -> tuple[tuple[str, str], ...]:
     optimum = float(record.front[0, 0]) * (1 if problem.objectives[0].minimise else -1)
     return (("Table", str(record.origin["table"])), ("Objectives", "; ".join(objectives)),
             ("Constraints", ", ".join(map(str, problem.constraints)) or "none"),
-            ("Search space", f"{spaces.size(problem.space):,} architectures"),
+            ("Search space", f"{spaces.counted(problem.space, ',')} architectures"),
             ("True front", f"optimum {optimum:g}" if results.single else f"{len(record.front)} points"),
             ("Queries of every run", f"{record.queries}"), ("Seeds", ", ".join(map(str, results.seeds))),
             *((("Reported beside, not seen by any strategy", ", ".join(reported)),) if reported else ()))

@@ -149,7 +149,7 @@ class Recording:
         squared: ‖g_t‖², (T,).
         shallow, deep: hypergradients at S of the points, (S, n) each: truncated as in the run, and much later.
         residuals: ‖∇_w L_train‖ after the inner loop, any length.
-        extremes: of ∇²F at the last point, in mean-zero coordinates if α are logits; None where F has no second derivative.
+        extremes: of ∇²F at the last point, in mean-zero coordinates if α are logits; None where they were not measured.
     """
 
     alphas: Floats
@@ -229,9 +229,10 @@ def certificate(recordings: Sequence[Recording], rate: float | None, known: tupl
     interval = t_interval([s for s in slopes if s is not None])
     plain = Condition("the updates are gradient steps of size η: ‖α_{t+1} - α_t‖ = η‖g_t‖",
                       rate is not None and all(_plain(r, rate) for r in recordings))
-    convex = Condition("μ_F > 0", ends is not None and ends[0] > 0)
-    contracting = Condition("η < 2/L_F", scale < 2)
-    descending = Condition("η ≤ 1/L_F (the bound on mean ‖∇F‖² needs it for all α)", scale <= 1 + 1e-12)
+    unknown = " (eigenvalues of ∇²F were not measured)" if ends is None else ""
+    convex = Condition(f"μ_F > 0{unknown}", ends is not None and ends[0] > 0)
+    contracting = Condition(f"η < 2/L_F{unknown}", scale < 2)
+    descending = Condition(f"η ≤ 1/L_F (the bound on mean ‖∇F‖² needs it for all α){unknown}", scale <= 1 + 1e-12)
     inner = Condition(f"the inner problem is solved exactly: every residual ≤ {EXACT:g}", residual <= EXACT)
     unbiased = Condition(f"the hypergradient is unbiased: every estimate of ‖b‖ ≤ {EXACT:g}", bool(bias.max() <= EXACT))
     shrinking = Condition(f"{MOVES[unit]} shrink on the tail: every seed has a slope, and their interval lies below 0",

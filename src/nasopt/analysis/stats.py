@@ -251,6 +251,13 @@ def _check_runs(tasks: Sequence[Floats]) -> None:
         raise InputError("a bootstrap needs at least 2 runs of every task: run more seeds.")
 
 
+def _ends(means: Floats, level: float) -> Floats:
+    """The two ends of the interval, (2, ...), of resampled means, (resamples, ...). Between finite values they are interpolated;
+    where some are infinite, as of runs that found nothing, an end may be."""
+    at = [(1 - level) / 2, (1 + level) / 2]
+    return np.quantile(means, at, axis=0, method="linear" if np.isfinite(means).all() else "inverted_cdf")
+
+
 def iqm_interval(scores: Sequence[ArrayLike], seed: int = 0, resamples: int = 2000, level: float = 0.95) -> Interval:
     """The interquartile mean over all runs of all tasks, (runs,) each, with its stratified bootstrap interval.
 
@@ -261,7 +268,7 @@ def iqm_interval(scores: Sequence[ArrayLike], seed: int = 0, resamples: int = 20
     _check_runs(tasks)
     rng = seeds.rng(seed, 0, "bootstrap")
     drawn = np.concatenate([t[rng.integers(0, len(t), (resamples, len(t)))] for t in tasks], axis=1)
-    low, high = np.quantile(stats.trim_mean(drawn, 0.25, axis=1), [(1 - level) / 2, (1 + level) / 2])
+    low, high = _ends(stats.trim_mean(drawn, 0.25, axis=1), level)
     return Interval(iqm(np.concatenate(tasks)), float(low), float(high))
 
 
@@ -274,7 +281,7 @@ def iqm_band(curves: ArrayLike, seed: int = 0, resamples: int = 1000, level: flo
     draws = seeds.rng(seed, 0, "bootstrap").integers(0, len(values), (resamples, len(values)))
     slices = np.array_split(draws, draws.size * values.shape[1] // 2_000_000 + 1)  # to bound the memory
     means = np.concatenate([stats.trim_mean(values[d], 0.25, axis=1) for d in slices])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = _ends(means, level)
     return np.asarray(stats.trim_mean(values, 0.25, axis=0)), low, high
 
 

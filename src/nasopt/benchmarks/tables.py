@@ -225,11 +225,14 @@ def load(path: str | Path) -> Table:
     Raises:
         InputError: no such file, a damaged one, or one without the arrays of its format.
     """
-    path = Path(path)
-    if path.suffix != ".npz":
-        path = path.with_name(path.name + ".npz")
+    path = file_of(Path(path))
     read = KNOWN.get(path.stem, _own)
     return read(path)
+
+
+def file_of(path: Path) -> Path:
+    """The file of a table whose name may lack ``.npz``."""
+    return path if path.suffix == ".npz" else path.with_name(path.name + ".npz")
 
 
 def arrays(path: Path, needed: Sequence[str] = ()) -> Arrays:

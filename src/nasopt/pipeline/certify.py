@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,8 @@ def certify(paths: Sequence[Path]) -> Certified:
         for what, one, two in (("data", first.data, other.data), ("space", first.config.space, other.config.space),
                                ("strategy", first.config.strategy, other.config.strategy),
                                ("budget", first.config.seconds, other.config.seconds),
-                               ("network", first.history.groups, other.history.groups)):
+                               ("network", first.history.groups, other.history.groups),
+                               ("settings", _settings(first.config), _settings(other.config))):
             if one != two:
                 raise InputError(f"{first.path} and {other.path} differ in their {what}: give runs of one problem and recipe "
                                  "that differ in their seeds.")
@@ -75,6 +76,11 @@ def certify(paths: Sequence[Path]) -> Certified:
     if len(set(seeds)) < len(seeds):
         raise InputError(f"two of the runs have one seed ({', '.join(map(str, seeds))}): give runs of different seeds.")
     return Certified(runs, certificate([recording(r.history.slices) for r in runs], None))
+
+
+def _settings(config: Config) -> Config:
+    """All settings but the seed and the words for the data, which are compared by what they are."""
+    return replace(config, seed=0, data="")
 
 
 def read(path: Path) -> Searched:

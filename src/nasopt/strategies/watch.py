@@ -275,7 +275,8 @@ def _largest(slope: Sequence[Tensor], w: Sequence[Tensor], generator: torch.Gene
 
 
 def recording(slices: Sequence[Slice]) -> Recording:
-    """What a certificate needs of the slices of one search. α that are no longer allowed stay where they were.
+    """What a certificate needs of the slices of one search. α that are no longer allowed stay where they were. Eigenvalues of
+    ∇²F are not among it: what `curvature` measures is ∇²_α L_val at fixed weights, which lacks what the weights answer.
 
     Raises:
         InputError: the problem was not watched after every slice, or after none of them closely.
@@ -290,8 +291,7 @@ def recording(slices: Sequence[Slice]) -> Recording:
     for before, after in pairwise(points):
         after[~np.isfinite(after)] = before[~np.isfinite(after)]
     return Recording(points, np.array([w.gradient @ w.gradient for w in seen]), np.array([g for g, _ in close]),
-                     np.array([d for _, d in close]), np.array([w.residual for w in seen]),
-                     next((w.extremes for w in reversed(seen) if w.extremes is not None), None))
+                     np.array([d for _, d in close]), np.array([w.residual for w in seen]), None)
 
 
 # ---------------------------------------------------------------------------------------------------------------- alarms
