@@ -211,6 +211,36 @@ def test_a_differentiable_graph_is_the_mixture_of_its_edges() -> None:
     torch.testing.assert_close(graph(x), p[1] * x + p[2] * torch.tanh(torch.relu(x)))
 
 
+def test_a_choice_of_the_activation_is_one_of_the_space() -> None:
+    wiring = Wiring(2, ("none", "skip", "same"), none="none", skip="skip")
+    graph = Graph(wiring, {"none": nn.Identity, "skip": nn.Identity, "same": nn.Identity},
+                  OneOf({"relu": nn.ReLU(), "tanh": nn.Tanh()}))
+    found = nn.Sequential(graph)
+    (path,) = (gene.path for gene in space.layout(choices.space_of(found)).genes if "tanh" in gene.labels)
+    x = torch.randn(2, 3, 4, 4)
+    rest = {gene.path: 2 for gene in space.layout(choices.space_of(found)).genes if gene.path != path}
+    for option, function in enumerate((torch.relu, torch.tanh)):
+        assert torch.equal(choices.extract(found, {**rest, path: option})(x), function(x))
+
+
+def test_layers_that_work_in_place_leave_a_node_s_value_alone() -> None:
+    """A skip passes on what is negative, and two operations on one node can both be trained."""
+    wiring = Wiring(3, ("none", "skip", "op"), none="none", skip="skip")
+    graph = Graph(wiring, {"none": nn.Identity, "skip": nn.Identity,
+                           "op": lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(1, 1, 1))}, nn.ReLU(inplace=True))
+    arch = {"cell/0-1": 1, "cell/0-2": 2, "cell/1-2": 1}
+    x = torch.randn(2, 1, 4, 4)
+    for net in (graph, choices.extract(graph, arch)):
+        if net is graph:
+            choices.activate(graph, arch)
+        before = x.clone()
+        out = net(x)
+        assert torch.equal(x, before)
+        torch.testing.assert_close(out, x + graph.edges[1][0](torch.relu(x)))
+    choices.activate(graph, {"cell/0-1": 2, "cell/0-2": 2, "cell/1-2": 1})
+    graph(x.requires_grad_() * 1.0).sum().backward()
+
+
 def test_an_operation_of_another_shape_is_named() -> None:
     op = DifferentiableOp({"keep": nn.Identity(), "halve": nn.AvgPool2d(2)})
     with pytest.raises(InputError, match=r"'halve'.*\(1, 2, 2, 2\).*'keep'.*\(1, 2, 4, 4\)"):

@@ -550,6 +550,33 @@ def test_what_layers_draw_in_a_search_follows_from_the_seed() -> None:
     assert found[0] == found[1]
 
 
+def test_what_layers_draw_is_the_same_in_every_loss_of_a_step() -> None:
+    """As differences of losses need it: second order, and the choice between options."""
+    s = search(PLAIN)
+    s.net = nn.Sequential(nn.Dropout(0.5), s.net)
+    batch = s.training.normalised(slice(0, 8)), s.training.y[:8]
+    losses = [s.loss(batch, [*s.alphas, *s.betas]).item() for _ in range(3)]
+    state = torch.get_rng_state()
+    s.done += 1
+    other = s.loss(batch, [*s.alphas, *s.betas]).item()
+    assert len(set(losses)) == 1 and other != losses[0]
+    assert torch.equal(torch.get_rng_state(), state), "others draw as if there had been no loss"
+
+
+def test_options_are_judged_by_images_of_all_classes_in_parts_of_one_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    s, seen = search(PLAIN), list[list[Tensor]]()
+    order = s.validation.y.argsort()
+    s.validation = s.validation.part(order)
+    monkeypatch.setattr(s, "loss", lambda batch, parameters: seen[-1].append(batch[1]) or torch.zeros(()))
+    monkeypatch.setattr("nasopt.nets.differentiable.at_once", lambda shape: 3)
+    for _ in range(2):
+        seen.append([])
+        s.validation_loss(40)
+    assert all(2 <= len(part) <= 3 for part in seen[0])
+    first, second = map(torch.cat, seen)
+    assert torch.equal(first, second) and 10 < int(first.sum()) < 30 and len(first) == 40
+
+
 def test_settling_tunes_the_weights_after_every_row() -> None:
     s = search(PLAIN)
     s.run(STEPS)

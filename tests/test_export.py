@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from nasopt.cost.clock import Latency, onnx_latencies
-from nasopt.cost.forward import capture
+from nasopt.cost.forward import apart, capture
 from nasopt.errors import InputError
 from nasopt.nets.export import (
     WithPreprocessing,
@@ -249,3 +249,12 @@ def test_onnx_latency_of_a_file(files: Path, images: np.ndarray) -> None:
     ticks = iter(range(10**6))
     timing, = onnx_latencies([files / "net.onnx"], torch.from_numpy(images), runs=4, timer=lambda: float(next(ticks)))
     assert (timing.median_ms, timing.iqr_ms, timing.runs) == (1000.0, 0.0, 4)
+
+
+def test_the_network_that_is_exported_stays_as_it_is(images: np.ndarray) -> None:
+    net = WithPreprocessing(Net(), MEAN, STD, "NHWC").to(memory_format=torch.channels_last)
+    net = net.bfloat16().eval().requires_grad_(False)
+    capture(net, torch.from_numpy(images[:1]))
+    assert all(t.dtype == torch.bfloat16 for t in net.state_dict().values() if t.is_floating_point())
+    assert net.net.stem.weight.is_contiguous(memory_format=torch.channels_last)
+    assert apart(net) is not net

@@ -507,3 +507,14 @@ def test_options_that_change_the_shape_are_found_where_they_stand_even_below_oth
     found = dict(zip((g.path for g in relaxed.groups(net)), relaxed.uneven(net, torch.randn(2, 3, 8, 8)), strict=True))
     assert [path for path, different in found.items() if different] == [p for p in found if p.startswith("way=deep/")]
     assert len(found) == 3 and net.training
+
+
+def test_options_whose_shape_another_choice_decides_are_found() -> None:
+    """An outer choice that is even only as long as the inner one does not halve, and a depth of blocks of different widths."""
+    inner = choices.OneOf({"whole": nn.Identity(), "half": nn.AvgPool2d(2)})
+    outer = nn.Sequential(choices.OneOf({"plain": nn.Tanh(), "block": nn.Sequential(inner, nn.Tanh())}), nn.AdaptiveAvgPool2d(1))
+    assert relaxed.uneven(outer, torch.randn(2, 3, 8, 8)) == (True, True)
+    one, two = choices.Width([2, 4]), choices.Width([2, 8])
+    deep = nn.Sequential(choices.Depth([choices.Conv2d(3, one, 1), choices.Conv2d(one, two, 1)], [1, 2]))
+    found = dict(zip((g.labels for g in relaxed.groups(deep)), relaxed.uneven(deep, torch.randn(2, 3, 8, 8)), strict=True))
+    assert found[("1", "2")]

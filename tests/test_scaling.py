@@ -92,6 +92,20 @@ def test_it_serves_other_spaces() -> None:
     assert scaling.within(net, arch, x, flops, high).cost == high
 
 
+def test_a_depth_of_none_stays_none() -> None:
+    net = nn.Sequential(choices.Depth([nn.Tanh(), nn.Tanh()], [0, 1, 2]))
+    (path,) = (gene.path for gene in space.layout(choices.space_of(net)).genes)
+    assert scaling.compound(net, {path: 0}, 0) == scaling.compound(net, {path: 0}, 9) == {path: 0}
+
+
+def test_widened_layers_keep_their_settings() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(8, track_running_stats=False),
+                        nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)).eval()
+    wide = scaling.widened(net, 2.0, EXAMPLE[:, :1])
+    assert wide[0].padding_mode == "reflect" and wide[1].running_mean is None and wide[0].out_channels == 16
+    assert not any(m.training for m in wide.modules())
+
+
 @pytest.mark.parametrize("build", [small_resnet, small_mobilenet])
 def test_a_width_multiplier_equals_the_designed_one(build: object) -> None:
     torch.manual_seed(0)

@@ -97,6 +97,17 @@ def test_recalibration_sets_the_mean_over_the_images() -> None:
     assert not net.training
 
 
+def test_a_recalibration_is_the_same_each_time_whatever_other_layers_draw() -> None:
+    data, found = images(96), list[torch.Tensor]()
+    for _ in range(2):
+        net = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(1))
+        supernet.recalibrate(net, data, 96, batch=32)
+        found.append(net[1].running_var)
+        assert not net.training
+    torch.testing.assert_close(found[0], data.normalised(slice(0, 96)).var((0, 2, 3)), rtol=0.05, atol=0)
+    assert torch.equal(*found)
+
+
 def test_what_layers_draw_in_shared_training_follows_from_the_seed() -> None:
     data, found = images(40), list[float]()
     for before in (1, 2):

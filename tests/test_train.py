@@ -41,6 +41,20 @@ def small() -> nn.Module:
                          nn.Linear(128, 2))
 
 
+def test_a_network_that_answers_nan_has_no_error_rate() -> None:
+    data, net = images(), small().eval()
+    assert 0 <= train.error(net, data) <= 1
+    with torch.no_grad():
+        net[5].bias[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="answers NaN"):
+        train.error(net, data)
+
+
+def test_fewer_images_than_a_batch_are_refused() -> None:
+    with pytest.raises(InputError, match="1 images are no batch of 2: give more"):
+        next(train.batches(images(1), 2, train.Augment(), 0, 0))
+
+
 def test_normalised_images_have_zero_mean_and_unit_variance() -> None:
     data = images(200, (3, 8, 8))
     x = data.normalised(slice(0, 200))

@@ -58,13 +58,19 @@ def plain() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+def apart(net: nn.Module) -> nn.Module:
+    """A `frozen` copy of the network; what is done to it, is not done to the network."""
+    twin = frozen(net)
+    return copy.deepcopy(net) if twin is net else twin
+
+
 def capture(net: nn.Module, example: Tensor) -> ExportedProgram:
     """The network as one graph for a batch of any size: evaluation mode, weights in 32 bits, contiguous.
 
     Raises:
         ExportError: it cannot be exported so, for example because its Python code depends on the values of a tensor.
     """
-    twin = frozen(net).float()
+    twin = apart(net).float()
     for tensor in (*twin.parameters(), *twin.buffers()):
         tensor.data = tensor.data.contiguous()
     rows = batch_of(example, 2)  # a batch of 1 would be taken for a constant

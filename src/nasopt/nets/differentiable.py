@@ -24,7 +24,7 @@ from nasopt.nets.checkpoint import load_optimisers, optimiser_tensors
 from nasopt.nets.depthwise import Depthwise
 from nasopt.nets.hypergradient import FirstOrder, Hypergradient, Loss, Tensors
 from nasopt.nets.options import Mix
-from nasopt.nets.train import Augment, Images, Recipe, autocast, batches, channels_last, optimisers, set_rates, whiten
+from nasopt.nets.train import Augment, Images, Recipe, at_once, autocast, batches, channels_last, optimisers, set_rates, whiten
 from nasopt.space import Arch
 
 Batch: TypeAlias = tuple[Tensor, Tensor]
@@ -312,9 +312,11 @@ class DifferentiableSearch:
 
     # ------------------------------------------------------------------------------------------------------------ a loss
     def loss(self, batch: Batch, parameters: Tensors, weights: dict[str, Tensor] | None = None) -> Tensor:
-        """The cross-entropy of a batch (x, labels), given α and the edges' parameters, and weights instead of the network's."""
+        """The cross-entropy of a batch (x, labels), given α and the edges' parameters, and weights instead of the network's.
+        Layers that draw, such as dropout, draw the same in every loss of a step."""
         x, y = batch
-        with relaxed.mixed(self.net, self.mixes(parameters)), autocast(), Depthwise():
+        with relaxed.mixed(self.net, self.mixes(parameters)), autocast(), Depthwise(), torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seeds.integer(self.seed, self.done, "differentiable layers"))
             logits = self.net(x) if weights is None else torch.func.functional_call(self.net, weights, (x,))
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
             return functional.cross_entropy(wide, y, label_smoothing=self.method.recipe.smoothing)
@@ -370,9 +372,11 @@ class DifferentiableSearch:
 
     @torch.no_grad()
     def validation_loss(self, limit: int) -> float:
-        """The mixture's mean loss over the first ``limit`` validation images at most, in training mode as at every other loss."""
-        index, total = torch.arange(min(limit, len(self.validation))), 0.0
-        for part in index.split(256):
+        """The mixture's mean loss over ``limit`` random validation images at most, always the same ones, in training mode as at
+        every other loss."""
+        generator = torch.Generator().manual_seed(seeds.integer(self.seed, 0, "differentiable validation"))
+        index, total = torch.randperm(len(self.validation), generator=generator)[:limit], 0.0
+        for part in index.tensor_split(math.ceil(len(index) / at_once(self.validation.x.shape))):
             batch = self.validation.normalised(part), self.validation.y[part]
             total += self.loss(batch, [*self.alphas, *self.betas]).item() * len(part)
         return total / len(index)
@@ -384,7 +388,7 @@ class DifferentiableSearch:
 
     def settle(self, tuning: int, limit: int) -> Iterator[Arch]:
         """DARTS-PT's choice (Wang et al., ICLR 2021, algorithm 1): row by row in random order, choices within an option after the
-        choice of that option, what makes the loss of the first ``limit`` validation images largest by its absence. Then, where
+        choice of that option, what makes the loss of ``limit`` validation images largest by its absence. Then, where
         edges compete, node by node in random order, the two edges by the same rule. Of options that cannot be added (`uneven`)
         one alone is there at a time; of these the one with which the loss is least. After each decision come ``tuning`` steps of
         the weights. Yields the architecture after each."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from nasopt.cost.forward import capture, frozen, plain, quiet
+from nasopt.cost.forward import apart, capture, plain, quiet
 from nasopt.errors import InputError, unknown
 from nasopt.files import write_whole
 
@@ -142,4 +142,4 @@ def difference(model: nn.Module, path: Path, x: NDArray[np.generic], batch: int 
     readers: dict[str, Callable[..., NDArray[np.float32]]] = {".onnx": onnx_logits, ".pt2": torch_logits}
     if path.suffix not in readers:
         raise unknown("format", path.suffix, readers)
-    return float(np.abs(readers[path.suffix](path, x, batch) - _logits(frozen(model).float(), x, batch)).max())
+    return float(np.abs(readers[path.suffix](path, x, batch) - _logits(apart(model).float(), x, batch)).max())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasopt.errors import InputError
-from nasopt.nets.options import MIXED, Choosing, Mix, mixture
+from nasopt.nets.options import MIXED, Choosing, Mix, mixture, unchanged
 from nasopt.space import Cell, Choice, Product, Rule, Space, on_paths
 
 # --------------------------------------------------------------------------------------------------------------- graphs
@@ -133,7 +133,7 @@ class Graph(nn.Module):
 
     def _term(self, edge: int, option: int, node: Node) -> Tensor:
         operation = self.operation(edge, option)
-        return node.raw if operation is None else operation(node.active())
+        return node.raw if operation is None else unchanged(operation, node.active())
 
     def _mixture(self, edge: int, node: Node) -> Tensor | None:
         cell, mix = self.wiring.cell, self.wiring.mix
@@ -172,7 +172,7 @@ class PlainGraph(nn.Module):
         """(n, channels, h, w) -> the same shape."""
 
         def edge(k: int, option: int, node: Node) -> Tensor:
-            return self.edges[str(k)](node.active()) if str(k) in self.edges else node.raw
+            return unchanged(self.edges[str(k)], node.active()) if str(k) in self.edges else node.raw
 
         return run_graph(x, self.terms, self.last, edge, self.activation)
 
@@ -188,7 +188,7 @@ class Node:
     def active(self) -> Tensor:
         """The activated value."""
         if self.activated is None:
-            self.activated = self.raw if self.activation is None else self.activation(self.raw)
+            self.activated = self.raw if self.activation is None else unchanged(self.activation, self.raw)
         return self.activated
 
     def first(self, parts: int) -> Node:
@@ -396,7 +396,7 @@ class PairGraph(nn.Module):
 
     def _term(self, edge: int, option: int, node: Node) -> Tensor:
         label = self.wiring.labels[option]
-        return self.operation(edge, option)(node.raw if label in self.raw else node.active())  # type: ignore[no-any-return]
+        return unchanged(self.operation(edge, option), node.raw if label in self.raw else node.active())
 
     def plain(self, copied: Callable[[nn.Module], nn.Module]) -> PlainPairGraph:
         """The chosen edges only.
@@ -428,7 +428,7 @@ class PlainPairGraph(nn.Module):
         """(n, channels, h, w) each -> (n, nodes · channels, h', w')."""
 
         def edge(k: int, option: int, node: Node) -> Tensor:
-            return self.edges[str(k)](node.raw if k in self.raw else node.active())  # type: ignore[no-any-return]
+            return unchanged(self.edges[str(k)], node.raw if k in self.raw else node.active())
 
         return run_pairs(inputs, self.terms, edge, self.activation, self.stride)
 

@@ -57,6 +57,8 @@ class _Survey:
                 self._visit(inner, (module, option), ())
         elif isinstance(module, (Graph, PairGraph)):
             self._visit(module.wiring, owner, way)
+            if module.activation is not None:
+                self._visit(module.activation, owner, (*way[:-1], ".".join((*way[-1:], "activation"))))
             for (i, j), edge in zip(module.wiring.edges, module.edges, strict=True):
                 assert isinstance(edge, nn.ModuleList)
                 for label, operation in zip(module.built, edge, strict=True):

@@ -126,7 +126,7 @@ def mix(weights: Tensor, bypass: float = 0.0, edges: Tensor | None = None,
 @torch.no_grad()
 def uneven(module: nn.Module, x: Tensor) -> tuple[bool, ...]:
     """Of every group, whether its options give outputs of different shapes for the batch ``x``, such as different strides: these
-    cannot be added, only chosen between. Everything else is at its first option meanwhile."""
+    cannot be added, only chosen between. Everything else is at its first option meanwhile, and then at its last."""
     plan, found, result = plan_of(module), groups(module), list[bool]()
     genes = {gene.path: gene for gene in plan.columns.genes}
     for group in found:
@@ -134,16 +134,16 @@ def uneven(module: nn.Module, x: Tensor) -> tuple[bool, ...]:
         while gene is not None and gene.parent >= 0:
             parent = plan.columns.genes[gene.parent]
             above[parent.path], gene = min(gene.when), parent
-        shapes = {_shape(module, group.choices[0], {**above, group.path: option}, x)
-                  for option in range(len(group.labels)) if group.rows == 1}
-        result.append(len(shapes) > 1)
+        different = [{_shape(module, group.choices[0], {**above, group.path: option}, rest, x)
+                      for option in range(len(group.labels)) if group.rows == 1} for rest in (0, -1)]
+        result.append(max(map(len, different)) > 1)
     return tuple(result)
 
 
-def _shape(module: nn.Module, choice: Choosing, options: Mapping[str, int], x: Tensor) -> tuple[int, ...]:
-    """The shape of what a choice gives, (): nothing, with these options of the groups of these paths."""
+def _shape(module: nn.Module, choice: Choosing, options: Mapping[str, int], rest: int, x: Tensor) -> tuple[int, ...]:
+    """The shape of what a choice gives, (): nothing, with these options of the groups of these paths, and one of all others."""
     shapes, training = list[tuple[int, ...]](), module.training
-    picked = [(torch.full((g.rows,), options.get(g.path, 0)), len(g.labels)) for g in groups(module)]
+    picked = [(torch.full((g.rows,), options.get(g.path, range(len(g.labels))[rest])), len(g.labels)) for g in groups(module)]
     shots = [mix(functional.one_hot(*pick).float()) for pick in picked]
     hook = choice.register_forward_hook(lambda _module, _inputs, out: shapes.append(tuple(out.shape)))
     try:

@@ -122,10 +122,11 @@ def recalibrate(net: nn.Module, data: Images, images: int, batch: int = 256) -> 
     """Sets every batch normalisation's running statistics to the mean over ``images`` random images (always the same)."""
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [m.momentum for m in norms]
+    net.eval()  # other layers, such as dropout, as they will be
     for m in norms:
         m.reset_running_stats()
         m.momentum = None
-    net.train()
+        m.train()
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:images]
     parts = max(1, math.ceil(len(order) / at_once(data.x.shape, batch)))
     for part in order.tensor_split(parts):  # of one size, since every batch counts the same

@@ -182,7 +182,12 @@ def batches(data: Images, batch: int, augment: Augment, seed: int, number: int,
 
     Args:
         first: so many batches are left out, as if they had been taken; only their random numbers are drawn.
+
+    Raises:
+        InputError: a batch is larger than the data.
     """
+    if len(data) < batch:
+        raise InputError(f"{len(data)} images are no batch of {batch}: give more images, or a smaller batch.")
     generator = torch.Generator().manual_seed(seeds.integer(seed, number, "batches"))
     mirrored = (torch.rand(len(data), generator=generator) < 0.5).to(data.device)
     labels = data.y
@@ -411,11 +416,17 @@ def _restore(point: Checkpoint, steps: int, net: nn.Module, opts: Sequence[torch
 @torch.inference_mode()
 def error(net: nn.Module, data: Images, batch: int = 512, fast: bool = False) -> float:
     """Share of images that the network, in evaluation mode and where the images are, classifies wrongly. ``fast``: in bf16 where
-    that pays."""
+    that pays.
+
+    Raises:
+        FloatingPointError: it answers NaN.
+    """
     wrong, labels, batch = 0, data.y, at_once(data.x.shape, batch)
     for start in range(0, len(data), batch):
         with autocast(fast, data.device):
             logits = net(data.normalised(slice(start, start + batch)))
+        if logits.isnan().any():
+            raise FloatingPointError("the network answers NaN: use a smaller learning rate, or add normalisation.")
         wrong += int((logits.argmax(1) != labels[start:start + batch]).sum())
     return wrong / len(data)
 

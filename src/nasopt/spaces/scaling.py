@@ -57,7 +57,7 @@ class Scaled:
 
 def compound(net: nn.Module, arch: Arch, steps: float) -> dict[str, int]:
     """The architecture whose widths are nearest to `WIDTH` ** ``steps`` times those of ``arch``, and whose depths are nearest to
-    `DEPTH` ** ``steps`` times (on a scale of ratios). Depths on which other choices depend stay, and so does all else.
+    `DEPTH` ** ``steps`` times (on a scale of ratios). Depths of 0 or on which other choices depend stay, and so does all else.
 
     Args:
         net: the network with choices.
@@ -73,8 +73,8 @@ def compound(net: nn.Module, arch: Arch, steps: float) -> dict[str, int]:
     for k, (gene, steered) in enumerate(zip(plan.columns.genes, plan.steered, strict=True)):
         choice = steered[0][0]
         if gene.path in arch and k not in above and isinstance(choice, Width | Depth):
-            now = max(1, choice.sizes[arch[gene.path]])
-            found[gene.path] = _nearest(choice.sizes, now * (WIDTH if isinstance(choice, Width) else DEPTH) ** steps)
+            now, by = choice.sizes[arch[gene.path]], WIDTH if isinstance(choice, Width) else DEPTH
+            found[gene.path] = _nearest(choice.sizes, now * by**steps) if now else arch[gene.path]
     return found
 
 
@@ -147,7 +147,7 @@ def widened(net: nn.Module, factor: float, example: Tensor) -> nn.Module:
     memo: dict[int, Any] = {}
     for layer in net.modules():
         if isinstance(layer, KINDS) and not isinstance(layer, Whitening):
-            memo[id(layer)] = _wider(layer, factor, layer is first, layer is last)
+            memo[id(layer)] = _wider(layer, factor, layer is first, layer is last).train(layer.training)
     wide = copy.deepcopy(net, memo)
     try:
         with torch.no_grad():
@@ -195,7 +195,7 @@ def _wider(layer: nn.Conv2d | nn.Linear | nn.BatchNorm2d, factor: float, first: 
         return max(MULTIPLE, round(channels * factor / MULTIPLE) * MULTIPLE)
 
     if isinstance(layer, nn.BatchNorm2d):
-        return nn.BatchNorm2d(scaled(layer.num_features), layer.eps, layer.momentum, layer.affine)
+        return nn.BatchNorm2d(scaled(layer.num_features), layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
     out, into = layer.weight.shape[:2]
     into = into * layer.groups if isinstance(layer, nn.Conv2d) else into
     into, out = into if first else scaled(into), out if last else scaled(out)
@@ -205,4 +205,4 @@ def _wider(layer: nn.Conv2d | nn.Linear | nn.BatchNorm2d, factor: float, first: 
     if into % groups or out % groups:
         raise InputError(f"{groups} groups do not divide {into} and {out} channels: choose another factor than {factor:g}.")
     return nn.Conv2d(into, out, layer.kernel_size, layer.stride, layer.padding, layer.dilation, groups,  # type: ignore[arg-type]
-                     bias=layer.bias is not None)
+                     bias=layer.bias is not None, padding_mode=layer.padding_mode)
