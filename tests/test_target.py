@@ -59,6 +59,15 @@ def test_what_has_learned_enough_gives_way_to_the_next() -> None:
     assert target.trainings([1.0, 2.0, 3.0], 7000.0) == [(k, final.MAX_EPOCHS) for k in range(3)]
 
 
+def test_a_network_that_cannot_have_five_epochs_may_have_two() -> None:
+    """Only with all the time that is left; one that can have five in all does not begin with two."""
+    assert target.trainings([120.0], 340.0) == [(0, pytest.approx(336 / 120))]
+    assert [k for k, _ in target.trainings([120.0, 10.0], 340.0)] == [1, 0]
+    assert [k for k, _ in target.trainings([50.0, 10.0], 340.0)] == [1, 0]
+    ((k, _),) = target.trainings([200.0, 60.0], 340.0)
+    assert k == 1
+
+
 def test_with_too_little_time_the_cheapest_is_trained() -> None:
     ((k, epochs),) = target.trainings([100.0, 50.0], 120.0)
     assert k == 1
@@ -72,8 +81,9 @@ def test_a_plan_keeps_within_the_time(seed: int) -> None:
     plan = target.trainings(epoch, seconds)
     assert sum(epoch[k] * n + final.EXPORT_SECONDS for k, n in plan) <= seconds + 1e-6
     lengths = [[n for k, n in plan if k == which] for which in range(6)]
+    least = [final.LEAST_EPOCHS if 5 * e <= seconds - final.EXPORT_SECONDS else final.FEWEST_EPOCHS for e in epoch]
     assert all(b >= 2 * a for ns in lengths for a, b in pairwise(ns))
-    assert all(final.LEAST_EPOCHS <= n <= final.MAX_EPOCHS for ns in lengths for n in ns)
+    assert all(few <= n <= final.MAX_EPOCHS for few, ns in zip(least, lengths, strict=True) for n in ns)
 
 
 def test_the_error_to_expect_falls_as_a_broken_power_of_the_epochs() -> None:
@@ -125,7 +135,7 @@ def test_the_epochs_that_a_target_needs() -> None:
     """An error 2 ** LATE times the bound needs twice the epochs."""
     assert target.needed(0.06 * 2 ** target.LATE, 20.0, [ERROR]) == pytest.approx(40)
     assert target.needed(0.06 * 2 ** -target.LATE, 20.0, [ERROR, PARAMS]) == pytest.approx(10)
-    assert target.needed(0.06 * 4 ** -target.EARLY, 4.0, [ERROR]) == pytest.approx(1)
+    assert target.needed(0.06 * 4 ** -target.EARLY, target.BREAK, [ERROR]) == pytest.approx(target.BREAK / 4)
     assert target.needed(0.5, 20.0, [PARAMS]) == 0
     assert target.needed(0.0, 20.0, [ERROR]) < 1e-9
     assert target.needed(0.5, 20.0, [Constraint("error", 0.0)]) == np.inf

@@ -22,6 +22,7 @@ from nasopt.cost.clock import Latency, onnx_latencies
 from nasopt.cost.count import Count
 from nasopt.cost.forward import capture
 from nasopt.cost.memory import Memory
+from nasopt.errors import ExportError, one_line
 from nasopt.nets import choices, train
 from nasopt.nets.export import WithPreprocessing, export_onnx, export_torch, onnx_logits, torch_logits
 from nasopt.pipeline.kept import Kept
@@ -32,6 +33,9 @@ from nasopt.trial import Metrics, Objective, Trial
 MIN_NETWORKS, MIN_EPOCHS, MAX_EPOCHS = 2, 10.0, 60.0
 LEAST_EPOCHS = 5.0
 """Epochs below which a network is not trained at all if there is another."""
+FEWEST_EPOCHS = 2.0
+"""The same of a network that cannot have more in all the time of a run with a target, as one designed by hand may not: a large
+network that sees the images three times may be ahead of a small one that sees them twelve times."""
 
 LARGEST_SHARE, DESIGNED_SHARE = 0.6, 0.2
 """Shares of the time for final trainings that a found and a hand-designed network may take."""
@@ -231,8 +235,11 @@ class Delivery:
         """Wrong answers on the test part, and its size: the one place where the test part is used."""
         dataset, test = self.setup.dataset, self.setup.split.test
         read = partial(onnx_logits, threads=torch.get_num_threads()) if "onnx" in files else torch_logits
-        logits = read(folder / Path(files.get("onnx", files["torch"])).name, dataset.x[test],
-                      batch=train.at_once(self.setup.example.shape))
+        file = folder / Path(files.get("onnx", files["torch"])).name
+        try:
+            logits = read(file, dataset.x[test], batch=train.at_once(self.setup.example.shape))
+        except Exception as problem:  # those of ONNX Runtime share no base but this one
+            raise ExportError(f"{file.name} cannot be run: {one_line(problem)}") from problem
         return int((logits.argmax(axis=1) != dataset.y[test]).sum()), len(test)
 
     def latencies(self, nets: Sequence[nn.Module], folders: Sequence[Path]) -> list[Metrics]:

@@ -6,6 +6,7 @@ import copy
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -73,12 +74,15 @@ WITNESSES = 8
 
 def seconds_of(config: Config, phase: str) -> float:
     """The share of the time budget that a phase has. Strategies without a warm start have its time for the search; with a
-    target no random search stands beside, and the search has its time."""
-    shares = dict(SHARES)
-    for name, missing in (("warm start", config.strategy in COLD), ("random search", bool(config.target))):
+    target no random search stands beside, and the search has its time. Beside random search itself stands none either, whose
+    time goes to the final trainings."""
+    shares, alone = dict(SHARES), config.strategy == "random"
+    for name, missing in (("warm start", alone or config.strategy in COLD), ("random search", bool(config.target))):
         if missing:
             shares["search"] += shares[name]
             shares[name] = 0.0
+    if alone:
+        shares["random search"] = 0.0
     return shares[phase] * config.seconds
 
 
@@ -237,7 +241,8 @@ class Phases(Parts):
         def compute() -> dict[str, list[Arch]]:
             seconds, dearest = 0.9 * self.seconds("warm start"), self._dearest()
             with self.display.phase("warm start") as watch:
-                first = warm.designs(self.setup, warm.affordable(dearest["rate"], dearest["epoch"]).upper)
+                bound = warm.affordable(dearest["rate"], dearest["epoch"]).upper
+                first = warm.designs(self.setup, bound, self.trainable()[0].upper if self.trust()["fallback"] else bound)
                 found = warm.start(replace(self.setup, problem=self.problem), seconds, dearest["epoch"], dearest["rate"],
                                    partial(final.epoch_of, self.setup), lambda spent: watch(min(spent, seconds), seconds))
                 return {"archs": [*first, *(arch for arch in found if arch not in first)]}
@@ -272,13 +277,17 @@ class Phases(Parts):
 
     def trainable(self) -> tuple[Constraint, list[Arch]]:
         """That an architecture can be trained in the end for `final.LEAST_EPOCHS`, and the witnesses that can. The bound is so
-        loose that the cheapest of them always can: a run with too little time has a result nevertheless."""
+        loose that the cheapest of them always can: a run with too little time has a result nevertheless. With a target it is as
+        loose as the dearest network takes that was designed by hand and can be trained for `final.FEWEST_EPOCHS`."""
         def compute() -> dict[str, Any]:
             setup, found = self.setup, self._dearest()
             rough = Costs(setup.net, [self.steps], setup.example)
             steps = [rough(Ask(k, arch))[warm.STEP] for k, arch in enumerate(self.witnesses())]
             bound = warm.affordable(found["rate"], found["epoch"] * final.MIN_EPOCHS / final.LEAST_EPOCHS)
             ms = max(bound.upper, SLACK * min(steps))
+            if setup.config.aims_at_target:
+                own = [rough(Ask(k, arch))[warm.STEP] for k, arch in enumerate(warm.members(setup))]
+                ms = max([ms, *(step for step in own if step <= found["rate"] * found["seconds"] / final.FEWEST_EPOCHS)])
             return {"ms": ms, "witnesses": [k for k, step in enumerate(steps) if step <= ms]}
 
         known = self.ledger.remember("trainable", compute)
@@ -392,7 +401,8 @@ class Phases(Parts):
             self.low_fidelity()
             return float((self.ledger.recall("low fidelity") or {})["seconds"])
         began = time.perf_counter()
-        self.one_shot()(Ask(0, self.witnesses()[0]))
+        with suppress(FloatingPointError):
+            self.one_shot()(Ask(0, self.witnesses()[0]))
         return time.perf_counter() - began
 
     def _narrate(self, watch: Watch, title: str) -> Callable[[Progress], None]:

@@ -147,18 +147,25 @@ def start(setup: Setup, seconds: float, epoch: float, rate: float, timed: Callab
     return found
 
 
-def designs(setup: Setup, step_ms: float) -> list[Arch]:
-    """The networks designed by hand that the space has (`nasopt.pipeline.setup.MEMBERS`), each scaled to what a training step of
-    so many rough milliseconds allows, and to half of that; multiply-accumulates say what that is. Those that it allows as they
-    are come first."""
-    net, found, others, table = setup.net, list[Arch](), list[Arch](), step_table(setup)
+def members(setup: Setup) -> list[Arch]:
+    """The networks designed by hand that the space has (`nasopt.pipeline.setup.MEMBERS`)."""
+    found = list[Arch]()
     for design in MEMBERS.get(setup.config.space, lambda: ())():
-        with suppress(InputError):  # no member, or no scaling as small as that
-            arch = design(net)
-            alone = choices.extract(net, arch).eval()
-            work, own = flops(alone, setup.example), table(alone, setup.example)[STEP]
-            if own <= step_ms:
-                found.append(arch)
+        with suppress(InputError):  # no member
+            found.append(design(setup.net))
+    return found
+
+
+def designs(setup: Setup, step_ms: float, most: float | None = None) -> list[Arch]:
+    """`members`, each scaled to what a training step of so many rough milliseconds allows, and to half of that;
+    multiply-accumulates say what that is. Those come first whose steps take ``most`` (default: the same) as they are."""
+    net, found, others, table = setup.net, list[Arch](), list[Arch](), step_table(setup)
+    for arch in members(setup):
+        alone = choices.extract(net, arch).eval()
+        work, own = flops(alone, setup.example), table(alone, setup.example)[STEP]
+        if own <= (step_ms if most is None else most):
+            found.append(arch)
+        with suppress(InputError):  # no scaling as small as that
             for share in (1.0, 0.5):
                 others.append(scaling.within(net, arch, setup.example, flops, share * step_ms * work / own).arch)
     return list({spaces.key(arch): arch for arch in [*found, *others]}.values())
@@ -194,10 +201,10 @@ def capacity(net: nn.Module, example: Tensor, /) -> Metrics:
     """``error``, standing in for the error to come: the inverse of capacity. Capacity is the geometric mean of parameters,
     multiply-accumulates, and the geometric mean of these over the sizes of the maps, times the share of the image that is seen.
     """
-    work = flops_by_size(net, example)
+    sight, work = seen(net, example), flops_by_size(net, example)  # in this order: tensors of inference mode have no gradient
     maps = [flops for size, flops in work.items() if size > 1] or list(work.values()) or [0]
     even = math.exp(np.mean(np.log(np.maximum(maps, 1))))
-    return {"error": 1 / (1 + math.cbrt(params(net) * sum(work.values()) * even) * seen(net, example))}
+    return {"error": 1 / (1 + math.cbrt(params(net) * sum(work.values()) * even) * sight)}
 
 
 def step_ms(layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], device: torch.device = train.CPU,
