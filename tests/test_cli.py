@@ -161,6 +161,9 @@ def test_an_empty_front_is_said_and_is_not_a_success(
     job.found, job.results = [], {"dominated": trained}
     assert main(["search"]) == 1
     assert f"{why}; see runs/digits/report.html" in capsys.readouterr().err
+    job.results["target"] = {"sentence": "The target error <= 6 % was met by 7."}
+    assert main(["search"]) == 1
+    assert "The target error <= 6 % was met by 7." in capsys.readouterr().out
 
 
 def test_a_network_without_onnx_is_exported_to_torch(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,6 +187,9 @@ def test_an_interrupt_says_how_to_go_on(job: Job, capsys: pytest.CaptureFixture[
     assert main(["search", "--out", "r"]) == 130
     assert "nothing was written yet" in capsys.readouterr().err
     (tmp_path / "r").mkdir()
+    assert main(["search", "--out", "r"]) == 130
+    assert "nothing was written yet" in capsys.readouterr().err
+    (tmp_path / "r/study.db").touch()
     assert main(["search", "--out", "r"]) == 130
     assert "go on with: nasopt resume r\n" in capsys.readouterr().err
     assert main(["resume", "r"]) == 130

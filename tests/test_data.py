@@ -21,7 +21,7 @@ from PIL import Image
 
 from nasopt.errors import InputError
 from nasopt.nets.export import nchw
-from nasopt.tasks.data import Dataset, Split, apportion, load, normalisation, split
+from nasopt.tasks.data import Dataset, Split, apportion, checked, load, normalisation, split
 from nasopt.tasks.images import guess_layout
 
 REAL = Path(os.environ.get("NASOPT_DATA", Path(__file__).parents[2] / "shared" / "data" / "datasets"))
@@ -628,3 +628,30 @@ def test_layouts_that_the_shape_does_not_tell() -> None:
     assert guess_layout((9, 7, 8, 9)) is None
     assert guess_layout((9, 3, 3, 32)) is None  # 3 x 3 images of 32 channels, or 3 x 32 images of 3 channels
     assert guess_layout((9, 25)) is None
+
+
+# ------------------------------------------------------------------------------------------------------- made in Python
+def made(y: np.ndarray, **other: Any) -> Dataset:
+    given_ = {"x": np.zeros((len(y), 4, 4), np.uint8), "layout": "NHW", "classes": ("a", "b", "c"), **other}
+    return Dataset(given_["x"], y, given_["classes"], given_["layout"], "made", {})
+
+
+def test_a_data_set_made_in_python_is_checked_as_one_that_is_loaded() -> None:
+    y = np.arange(30) % 3
+    found = checked(made(y.astype(np.int32), x=np.zeros((30, 4, 4), np.float64)))
+    assert found.y.dtype == np.int64 and found.x.dtype == np.float32 and np.array_equal(found.y, y)
+    named = checked(made(np.array(["a", "b", "c"])[y]))
+    assert np.array_equal(named.y, y)
+
+
+@pytest.mark.parametrize(("y", "other", "words"), [
+    (np.arange(30) % 4, {}, "go up to 3 but it names 3 classes"),
+    (np.arange(30)[:, None] % 3, {}, r"have shape \(30, 1\): give one for each of the 30 images"),
+    (np.arange(30) % 3, {"x": np.zeros((29, 4, 4), np.uint8)}, "give one for each of the 29 images"),
+    (np.arange(30) % 3, {"x": np.full((30, 4, 4), np.nan)}, "image 0 of 'made' holds NaN"),
+    (np.arange(30) % 3 + 1, {}, "go up to 3"),
+    (np.arange(30) % 3 * 0.5, {}, "save them as whole numbers"),
+    (np.arange(30) % 3, {"layout": "NHWC"}, "correct its key 'layout'")])
+def test_what_is_wrong_with_one_is_said(y: np.ndarray, other: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        checked(made(y, **other))

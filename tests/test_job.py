@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -391,6 +392,9 @@ def test_a_name_that_fits_several_networks_is_told(run: job.Run, tmp_path: Path,
 
 def test_export_copies_one_network_and_overwrites_nothing(run: job.Run, tmp_path: Path) -> None:
     first = run.front()[0]
+    assert all(path.is_absolute() and path.is_file() for path in first.files.values())
+    relative = replace(run, path=Path(os.path.relpath(run.path)))
+    assert relative.front()[0].files == first.files
     to = job.export(run.path, first.id[:4], "onnx", tmp_path / "net.onnx")
     assert to.read_bytes() == first.files["onnx"].read_bytes()
     with pytest.raises(InputError, match="exists already"):

@@ -15,7 +15,7 @@ import torch
 
 from nasopt import machine, space
 from nasopt.cost.count import flops
-from nasopt.errors import InputError
+from nasopt.errors import ExportError, InputError
 from nasopt.estimators.images import Costs
 from nasopt.machine import CLEAR
 from nasopt.nets import choices, train
@@ -255,7 +255,24 @@ def test_a_search_whose_beginnings_are_all_too_dear_begins_with_the_cheapest_wit
     again.ledger.store("stopped search", None)
     assert again.search("random", Memory(), initial=[dearest]).trials[1].ask.arch == cheapest
     free = distrustful(small, "random", Memory(), tmp_path)
-    assert free.search("random", free.storage, initial=[dearest]).trials[1].ask.arch != cheapest
+    free.search("random", free.storage, initial=[dearest])
+    assert free.ledger.recall("first of search") == {"archs": [dearest]}
+
+
+@pytest.mark.parametrize(("target", "times", "whole"), [(True, 1.01, True), (True, 0.99, False), (False, 1.01, False)])
+def test_with_a_target_what_was_designed_by_hand_may_be_dearer(
+    target: bool, times: float, whole: bool, setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As long as there is the time for two epochs."""
+    monkeypatch.setattr(warm, "step_ms", params)
+    config = replace(setup.config, target=(Constraint("error", 0.1),) if target else ())
+    run = phases.Phases(replace(setup, config=config), Memory(), Folder(tmp_path), Display(lambda line: None, False))
+    sizes = [params(choices.extract(setup.net, arch)) for arch in run.witnesses()]
+    dearest = run.witnesses()[int(np.argmax(sizes))]
+    monkeypatch.setattr(warm, "members", lambda setup: [dearest])
+    run.ledger.store("dearest", {"seconds": times * final.FEWEST_EPOCHS * max(sizes), "epoch": 1.0, "rate": 1.0})
+    assert (run.trainable()[0].upper == max(sizes)) == whole
+    assert (dearest in run.trainable()[1]) == whole
 
 
 def test_images_are_where_networks_are_to_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,6 +419,14 @@ def test_with_a_target_the_search_has_the_time_of_random_search() -> None:
         assert sum(parts) == pytest.approx(26)
 
 
+@pytest.mark.parametrize("target", [(), (Constraint("error", 0.1),)])
+def test_random_search_has_as_much_time_as_it_has_beside_another_strategy(target: tuple[Constraint, ...]) -> None:
+    alone, beside = (Config("x", seconds=100.0, target=target, strategy=name) for name in ("random", "hybrid"))
+    assert phases.seconds_of(alone, "warm start") == phases.seconds_of(alone, "random search") == 0
+    assert phases.seconds_of(alone, "search") == pytest.approx(
+        26.0 if target else phases.seconds_of(beside, "random search"))
+
+
 @pytest.mark.parametrize(("bounds", "seconds"), [((), 7.0), ((Constraint("error", 0.1),), 24.0)])
 def test_with_a_target_the_search_has_what_the_warm_start_leaves(bounds: tuple[Constraint, ...], seconds: float, setup: Setup,
                                                                  tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,6 +499,44 @@ def test_a_run_that_others_begin_is_left_alone(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(RuntimeError, match="locked"):
         failing(theirs)
     assert sorted(p.name for p in theirs.path.iterdir()) == ["models", "study.db"] and theirs.study.read_bytes() == b"theirs"
+
+
+def test_a_folder_that_becomes_full_is_told_without_a_remedy_that_is_gone(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "run")
+    with pytest.raises(InputError, match=r"No space left on device.*then begin anew"), folder.created():
+        raise OSError(28, "No space left on device")
+    assert not folder.path.exists()
+
+
+def test_the_seconds_of_a_brief_training_are_no_prediction(setup: Setup, tmp_path: Path) -> None:
+    finals = Finals(setup, Memory(), Folder(tmp_path), Display(lambda line: None, False))
+    arch = space.sample(setup.problem.space, np.random.default_rng(0))
+    order = finals._found(Trial(Ask(0, arch), {"error": 0.1, "training_seconds": 1.0}, 1.0), 0)
+    assert order.about["predicted"] == {"error": 0.1}
+
+
+def test_a_file_that_cannot_be_run_costs_one_network(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*given: object, **named: object) -> None:
+        raise RuntimeError("no kernel for this operation")
+
+    for name in ("onnx_logits", "torch_logits"):
+        monkeypatch.setattr(final, name, failing)
+    with pytest.raises(ExportError, match=r"model.* cannot be run: RuntimeError: no kernel"):
+        final.Delivery(setup, final.train.Recipe()).mistakes(tmp_path, {"torch": "models/x/model.pt2"})
+
+
+def test_capacity_of_a_network_that_keeps_what_it_made(setup: Setup) -> None:
+    class Keeps(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.grid = torch.nn.Conv2d(1, 2, 3), torch.zeros(0)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.grid = self.grid if len(self.grid) else torch.linspace(0, 1, 6)
+            return self.conv(x) * self.grid
+
+    net = Keeps().eval().requires_grad_(False)
+    assert 0 < warm.capacity(net, torch.rand(1, 1, 8, 8))["error"] < 1
 
 
 def test_nothing_delivered_has_no_latencies(setup: Setup) -> None:
@@ -607,6 +670,23 @@ def test_where_the_system_tells_no_peak_of_its_own_that_of_the_process_counts(tm
     monkeypatch.setattr(machine, "CLEAR", tmp_path)
     machine.forget_peak_memory()
     assert machine.peak_memory_mb() > 50
+
+
+def test_a_phase_that_was_killed_is_remembered() -> None:
+    """An interruption is not one: its seconds are counted."""
+    ledger = Ledger(Memory())
+    with pytest.raises(KeyboardInterrupt), ledger.timed("search"):
+        raise KeyboardInterrupt
+    with ledger.timed("search"):
+        assert not ledger.killed("search")
+    with ledger.timed("search"):
+        pass
+    dead = ledger.timed("final training")
+    dead.__enter__()  # and nothing more of this process
+    assert not ledger.killed("final training")
+    with ledger.timed("final training"):
+        pass
+    assert ledger.killed("final training") and not ledger.killed("search")
 
 
 def test_the_peak_of_a_phase_is_its_own_and_is_kept() -> None:

@@ -35,7 +35,8 @@ app = typer.Typer(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0 done, 1 nothing found, 2 bad input, 130 interrupted."""
+    """Runs the command line and returns its exit code: 0 done, 1 no trained network is on the front, 2 bad input or nothing to
+    train, 130 interrupted."""
     try:
         result = app(args=None if argv is None else list(argv), prog_name="nasopt", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError:
@@ -540,7 +541,7 @@ def _resumable(folder: Path, how: str = "") -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         how = how or f"go on with: nasopt resume {folder}"
-        remedy = how if folder.exists() else "nothing was written yet."
+        remedy = how if (folder / "study.db").exists() else "nothing was written yet."
         print(f"\ninterrupted: {remedy}", file=sys.stderr)
         raise typer.Exit(130) from None
 
@@ -555,8 +556,10 @@ def _progress(quiet: bool) -> bool:
 
 
 def _show(run: Run, folder: Path) -> None:
-    front = run.front()
+    front, aimed = run.front(), run.results.get("target")
     if not front:
+        if aimed:
+            typer.echo(aimed["sentence"])
         why = "no network was found that meets every constraint" if run.results["dominated"] else "no training succeeded"
         print(f"{why}; see {run.report}", file=sys.stderr)
         raise typer.Exit(1)
@@ -568,8 +571,8 @@ def _show(run: Run, folder: Path) -> None:
         table.add_row(str(entry.id), *(goals.format_metric(m.key, entry.metrics.get(m.key)) for m in measured))
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
-    if "target" in run.results:
-        typer.echo(run.results["target"]["sentence"])
+    if aimed:
+        typer.echo(aimed["sentence"])
     typer.echo(f"report: {run.report}")
     form, file = ("onnx", "net.onnx") if "onnx" in front[0].files else ("torch", "net.pt2")
     typer.echo(f"to export a network: nasopt export {folder} {front[0].id} --format {form} --to {file}")

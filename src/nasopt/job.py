@@ -40,7 +40,7 @@ from nasopt.run.search import spent
 from nasopt.run.storage import Sqlite
 from nasopt.space import Arch
 from nasopt.strategies.catalogue import COLD, NETWORKS
-from nasopt.tasks.data import WORDS, Dataset, Split, load
+from nasopt.tasks.data import WORDS, Dataset, Split, checked, load
 from nasopt.trial import Constraint, Objective, Study, nondominated
 
 
@@ -70,7 +70,7 @@ class Run:
 
     def front(self) -> list[Network]:
         """The trained networks that no other trained network dominates, most accurate first."""
-        return [Network(r["id"], r["architecture"], r["metrics"], {k: self.path / v for k, v in r["files"].items()})
+        return [Network(r["id"], r["architecture"], r["metrics"], {k: (self.path / v).resolve() for k, v in r["files"].items()})
                 for r in self.results["front"]]
 
     @property
@@ -135,7 +135,7 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
                     image_size=image_size)
     check_config(config)
     folder.refuse_existing()
-    setup = prepare(config, data if isinstance(data, Dataset) else load(data, image_size), net)
+    setup = prepare(config, checked(data) if isinstance(data, Dataset) else load(data, image_size), net)
     sampled = survey(setup)
     log(preflight(setup, folder))
     plan = phase.planned(setup, sampled) if strategy in NETWORKS else None
@@ -210,7 +210,7 @@ def _restored(storage: Sqlite, folder: Folder, data: Dataset | None, net: nn.Mod
     if config.given and data is None:
         raise InputError(f"{folder.path} was given its data from Python: give it again, as in nasopt.resume(path, data=...) or "
                          "nasopt.tune(path, id, data=...).")
-    dataset = data or load(config.data, config.image_size)
+    dataset = load(config.data, config.image_size) if data is None else checked(data)
     if fingerprint(dataset) != ledger.recall("data"):
         raise InputError(f"the data {config.data!r} is not what it was when {folder.path} began: put the old data back, or "
                          "start a new run.")
@@ -225,8 +225,9 @@ def preflight(setup: Setup, folder: Folder) -> str:
     tensors = sum(t.numel() * t.element_size() for t in setup.net.state_dict().values())
     images = setup.training.x.nbytes
     free = shutil.disk_usage(_existing(folder.path.absolute())).free
-    return (f"space {config.space}: {spaces.size(setup.problem.space):.3g} architectures; {len(setup.split.train)} training, "
-            f"{len(setup.split.val)} validation, {len(setup.split.test)} test images; time about {config.seconds:.0f} s; "
+    return (f"space {config.space}: {spaces.counted(setup.problem.space, '.3g')} architectures; "
+            f"{len(setup.split.train)} training, {len(setup.split.val)} validation, {len(setup.split.test)} test images; "
+            f"time about {config.seconds:.0f} s; "
             f"memory about {(4 * tensors + images) / 1e9 + 0.5:.1f} GB; disk free {free / 1e9:.0f} GB")
 
 
@@ -293,7 +294,7 @@ def assemble(phases: Phases, search: dict[str, Any], delivered: Sequence[Mapping
         "command": command(config, phases.folder.path),
         "data": {"source": setup.dataset.name, "classes": list(setup.dataset.classes), **parts,
                  "input_shape": list(setup.dataset.input_shape), "notes": list(setup.dataset.notes)},
-        "space": {"name": config.space, "size": f"{spaces.size(setup.problem.space):.3g}",
+        "space": {"name": config.space, "size": spaces.counted(setup.problem.space, ".3g"),
                   "description": f"{len(spaces.layout(setup.problem.space).genes)} choices"},
         "seed": config.seed,
         "interval_note": "errors: 95 % Wilson interval over the images; latencies: half the interquartile range",
@@ -390,6 +391,9 @@ def warnings(phases: Phases, front: Sequence[Mapping[str, Any]], records: Sequen
     if phases.ledger.recall("elsewhere"):
         out.append("The run was continued on another machine, with other versions or threads than those named: its latencies and "
                    "times are of both.")
+    killed = [name for name in phase.PHASES if phases.ledger.killed(name)]
+    if killed:
+        out.append(f"The run was killed during {' and '.join(killed)} and resumed: its times lack what was lost there.")
     if phases.spent() > 1.2 * setup.config.seconds:
         out.append(f"The run took {phases.spent():.0f} s instead of {setup.config.seconds:.0f} s.")
     if plan["dear"]:

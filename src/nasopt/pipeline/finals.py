@@ -144,7 +144,8 @@ class Finals(Parts):
     def _found(self, trial: Trial, before: int) -> Order:
         """Of an architecture that is trained for the second time, the name says so."""
         arch, setup = trial.ask.arch, self.setup
-        about = {"architecture": spaces.labels(setup.problem.space, arch), "predicted": dict(trial.metrics)}
+        predicted = {name: value for name, value in trial.metrics.items() if name != "training_seconds"}  # of a brief training
+        about = {"architecture": spaces.labels(setup.problem.space, arch), "predicted": predicted}
         name = spaces.key(arch)[:8] + (f"-{before + 1}" if before else "")
         return Order(name, about, partial(choices.extract, setup.net, arch))
 

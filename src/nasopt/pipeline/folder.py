@@ -78,11 +78,14 @@ class Folder:
                              "--out.") from problem
         try:
             yield
-        except BaseException:
+        except BaseException as problem:
             for leftover in set(self.path.iterdir()) - others:
                 leftover.unlink()
             if not existed and not others:
                 self.path.rmdir()
+            if isinstance(problem, OSError):
+                raise InputError(f"the run folder {self.path} cannot be written to ({problem.strerror}): free some space, then "
+                                 "begin anew.") from problem
             raise
 
     def require(self) -> None:
@@ -105,8 +108,7 @@ class Folder:
 
     def save_split(self, split: Split) -> None:
         """Writes the index arrays, whole or not at all."""
-        with self.writing(self.split):
-            split.save(self.split)
+        split.save(self.split)
 
     def write_json(self, name: str, data: Any) -> None:
         """Writes a JSON file of that name (or path within the folder), whole or not at all."""

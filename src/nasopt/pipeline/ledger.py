@@ -39,19 +39,27 @@ class Ledger:
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Adds what happens inside to the phase's seconds and peaks, earlier parts of a resumed run included; going through a
-        phase again that was complete costs nothing. (A SIGKILL loses those of the part it ended.)"""
+        phase again that was complete costs nothing. A SIGKILL loses those of the part it ended; `killed` remembers that."""
         forget_peak_memory()
         for device in _gpus():
             torch.cuda.reset_peak_memory_stats(device)
         started, before, complete = time.perf_counter(), self.seconds(phase), self.recall(f"complete {phase}")
+        if not complete:
+            self.store(f"killed {phase}", self.recall(f"open {phase}") or self.recall(f"killed {phase}"))
+            self.store(f"open {phase}", True)
         try:
             yield
         finally:
             if not complete:
+                self.store(f"open {phase}", False)
                 self.store(f"seconds of {phase}", before + time.perf_counter() - started)
                 now, known = _peaks(), self.peaks(phase)
                 self.store(f"peaks of {phase}", {name: max(peak, known.get(name, 0.0)) for name, peak in now.items()})
         self.store(f"complete {phase}", True)
+
+    def killed(self, phase: str) -> bool:
+        """Whether the process ended within the phase without a word, so that seconds and peaks lack a part."""
+        return bool(self.recall(f"killed {phase}"))
 
     def charge(self, phase: str, seconds: float) -> None:
         """Counts seconds as the phase's before it begins."""

@@ -168,12 +168,12 @@ class Judge:
         record = {"params": dict(params), "course": course, "metrics": None}
         try:
             fit(net, setup.training, recipe, augment, setup.config.seed, watch=watch)
+            return {**record, "metrics": known(1.0) | {"error": judged()}}
         except Stopped:
             return record
         except FloatingPointError:
             course[str(len(course) + 1)] = known(1.0)
             return record
-        return {**record, "metrics": known(1.0) | {"error": judged()}}
 
 
 def propose(trials: Sequence[Mapping[str, Any]], where: Mapping[str, BaseDistribution], names: Sequence[str],

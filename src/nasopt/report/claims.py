@@ -31,8 +31,8 @@ def summary(results: Results) -> str:
     found = record.networks(results, FRONT)
     if not found:
         return "This record holds no network on the front: nothing is claimed."
-    names = [str(record.part(o).get("name", "")) for o in record.items(results, "objectives")]
-    judged = f" (objectives: {joined([quantity(n).label for n in names if n])})" if any(names) else ""
+    judged = joined([quantity(axis.key).label for axis in record.axes(results, found)])
+    judged = f" (objectives: {judged})" if judged else ""
     bounds = [str(c) for c in record.items(results, "constraints")]
     under = f", under {joined(bounds)}" if bounds else ""
     many = f"{len(found)} trained networks, none better than another in every respect"

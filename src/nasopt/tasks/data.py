@@ -10,7 +10,7 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,6 +86,25 @@ def load(source: str | Path, image_size: tuple[int, int] | None = None) -> Datas
     x = _pixels(raw)
     notes = (*raw.notes, *_unused(raw), *_duplicates(x, raw.given))
     return Dataset(x, labels, classes, _layout(raw), raw.name, raw.given, notes)
+
+
+def checked(data: Dataset) -> Dataset:
+    """A data set that was made in Python, checked as one that is loaded; labels of any whole type, or names, become numbers,
+    wider floats float32.
+
+    Raises:
+        InputError: it is no data set to search on; the sentence names the remedy.
+    """
+    x, y = np.asarray(data.x), np.asarray(data.y)
+    if not len(x) or y.shape != (len(x),):
+        raise InputError(f"labels of '{data.name}' have shape {y.shape}: give one for each of the {len(x)} images.")
+    for part, indices in data.given.items():
+        readers.check_indices(f"part {part} of '{data.name}'", indices, len(x))
+    readers.check_disjoint(f"'{data.name}'", data.given)
+    raw = Raw(data.name, x, y, data.given, data.classes, data.layout, data.notes)
+    labels, classes = _classes(raw)
+    _check_classes(raw, labels, classes)
+    return replace(data, x=_pixels(raw), y=labels, classes=classes, layout=_layout(raw))
 
 
 def _read(source: str | Path, image_size: tuple[int, int] | None) -> Raw:
