@@ -119,6 +119,9 @@ def designed(name: str, data: Dataset, config: Config, folder: Path, found: Mapp
         return ours["latency_ms"] / theirs["latency_ms"]
 
     if found is not None:
+        if not found.get("architecture"):
+            raise InputError(f"the record of the network that was found, beside which {name} stands, does not hold its "
+                             "architecture: let 'nasopt' run anew.")
         rival = choices.extract(setup.net, spaces.from_labels(setup.problem.space, found["architecture"]))
 
     def plan() -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """Shows: the main job on a data set of images, over seeds: best test accuracy, the front, hypervolume against random search
-at equal cost and against the two hand-designed networks.
+with an equal budget and against the two hand-designed networks.
 
     python benchmarks/images.py --data PATH --budget 30m --seeds 0 1 2 [--space cells] [--name cifar10] [--runs FOLDER]
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "text": f"Best test accuracy: mean {accuracy.mean():.2f} %{spread}, n = {len(rows)} seeds; no significance is claimed "
                 "for so few. The interval of one run is Wilson's, 95 %. Hypervolume on logarithms of error, latency, memory: of "
                 "the trained networks as a share of the joint frame with the hand-designed ones; of the search as the ratio to "
-                "random search at equal cost, on search-time estimates.",
+                "random search with an equal budget, on search-time estimates.",
         "tables": [
             {"caption": "Runs", "columns": ["seed", "best test accuracy, %", "95 % interval", "front", "baselines dominated",
                                             "hypervolume found", "of the hand-designed", "search / random search",
