@@ -270,6 +270,7 @@ def test_with_a_target_what_was_designed_by_hand_may_be_dearer(
     sizes = [params(choices.extract(setup.net, arch)) for arch in run.witnesses()]
     dearest = run.witnesses()[int(np.argmax(sizes))]
     monkeypatch.setattr(warm, "members", lambda setup: [dearest])
+    monkeypatch.setattr(final, "epoch_of", lambda setup, arch: params(choices.extract(setup.net, arch)))
     run.ledger.store("dearest", {"seconds": times * final.FEWEST_EPOCHS * max(sizes), "epoch": 1.0, "rate": 1.0})
     assert (run.trainable()[0].upper == max(sizes)) == whole
     assert (dearest in run.trainable()[1]) == whole

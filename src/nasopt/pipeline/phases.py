@@ -68,6 +68,9 @@ SMALL_BATCH = 64
 SLACK = 1.5
 """By how much two rough timings of one step may differ."""
 
+OFF = 2.0
+"""By how much a rough timing may be above a real one."""
+
 WITNESSES = 8
 """Architectures that are trained alone to see whether shared weights rank them the same way."""
 
@@ -286,8 +289,11 @@ class Phases(Parts):
             bound = warm.affordable(found["rate"], found["epoch"] * final.MIN_EPOCHS / final.LEAST_EPOCHS)
             ms = max(bound.upper, SLACK * min(steps))
             if setup.config.aims_at_target:
-                own = [rough(Ask(k, arch))[warm.STEP] for k, arch in enumerate(warm.members(setup))]
-                ms = max([ms, *(step for step in own if step <= found["rate"] * found["seconds"] / final.FEWEST_EPOCHS)])
+                most = found["seconds"] / final.FEWEST_EPOCHS
+                for arch in warm.members(setup):
+                    step = rough(Ask(0, arch))[warm.STEP]
+                    if ms < step <= OFF * found["rate"] * most and final.epoch_of(setup, arch) <= most:
+                        ms = step
             return {"ms": ms, "witnesses": [k for k, step in enumerate(steps) if step <= ms]}
 
         known = self.ledger.remember("trainable", compute)
