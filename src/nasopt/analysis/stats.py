@@ -251,11 +251,11 @@ def _check_runs(tasks: Sequence[Floats]) -> None:
         raise InputError("a bootstrap needs at least 2 runs of every task: run more seeds.")
 
 
-def _ends(means: Floats, level: float) -> Floats:
-    """The two ends of the interval, (2, ...), of resampled means, (resamples, ...). Between finite values they are interpolated;
-    where some are infinite, as of runs that found nothing, an end may be."""
+def _ends(drawn: Floats, level: float) -> Floats:
+    """The two ends of the interval, (2, ...), of a resampled statistic, (resamples, ...). Between finite values they are
+    interpolated; where some are infinite, as of runs that found nothing, an end may be."""
     at = [(1 - level) / 2, (1 + level) / 2]
-    return np.quantile(means, at, axis=0, method="linear" if np.isfinite(means).all() else "inverted_cdf")
+    return np.quantile(drawn, at, axis=0, method="linear" if np.isfinite(drawn).all() else "inverted_cdf")
 
 
 def iqm_interval(scores: Sequence[ArrayLike], seed: int = 0, resamples: int = 2000, level: float = 0.95) -> Interval:
@@ -304,5 +304,5 @@ def probability_of_improvement(a: Sequence[ArrayLike], b: Sequence[ArrayLike], s
         wins = (x[:, None] > y[None, :]) + 0.5 * (x[:, None] == y[None, :])
         p, q = (rng.multinomial(len(v), np.full(len(v), 1 / len(v)), resamples) / len(v) for v in (x, y))
         draws += ((p @ wins) * q).sum(axis=1) / len(tasks)  # A12 of a resample is a form in how often each run was drawn
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    low, high = _ends(draws, level)
     return Interval(float(np.mean([a12(x, y) for x, y in tasks])), float(low), float(high))

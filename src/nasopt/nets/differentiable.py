@@ -206,7 +206,6 @@ class DifferentiableSearch:
         """The batches of so many steps more, at most those that are left: for the weights and, if it is its turn, for α. Options
         are pruned when it is time. Whoever takes them counts `done`."""
         batch = self.method.recipe.batch_for(self.training)
-        torch.manual_seed(seeds.integer(self.seed, self.done, "differentiable training"))  # for layers that draw, such as dropout
         inner = batches(self.training, batch, self.augment, self.seed, 2 * self.done)
         outer = batches(self.validation, min(batch, len(self.validation)), self.augment, self.seed, 2 * self.done + 1)
         for _ in range(min(steps, self.steps - self.done)):

@@ -38,6 +38,11 @@ class Plan:
 PLAN = "_nasopt_plan"
 
 
+def _beside(way: tuple[str, ...], *words: str) -> tuple[str, ...]:
+    """The way to a part of a graph: beside its wiring, which has the graph's own name."""
+    return (*way[:-1], ".".join((*way[-1:], *words)))
+
+
 class _Survey:
     """Finds every choice below a module and its place in the space."""
 
@@ -58,11 +63,11 @@ class _Survey:
         elif isinstance(module, (Graph, PairGraph)):
             self._visit(module.wiring, owner, way)
             if module.activation is not None:
-                self._visit(module.activation, owner, (*way[:-1], ".".join((*way[-1:], "activation"))))
+                self._visit(module.activation, owner, _beside(way, "activation"))
             for (i, j), edge in zip(module.wiring.edges, module.edges, strict=True):
                 assert isinstance(edge, nn.ModuleList)
                 for label, operation in zip(module.built, edge, strict=True):
-                    self._visit(operation, owner, (*way[:-1], ".".join((*way[-1:], f"{i}-{j}", legal(label)))))
+                    self._visit(operation, owner, _beside(way, f"{i}-{j}", legal(label)))
         else:
             for name, child in module.named_children():
                 self._visit(child, owner, (*way, legal(name)))

@@ -245,7 +245,8 @@ class Phases(Parts):
             seconds, dearest = 0.9 * self.seconds("warm start"), self._dearest()
             with self.display.phase("warm start") as watch:
                 bound = warm.affordable(dearest["rate"], dearest["epoch"]).upper
-                first = warm.designs(self.setup, bound, self.trainable()[0].upper if self.trust()["fallback"] else bound)
+                first = warm.designs(self.setup, bound, self.trainable()[0].upper if self.trust()["fallback"] else bound,
+                                     self.steps)
                 found = warm.start(replace(self.setup, problem=self.problem), seconds, dearest["epoch"], dearest["rate"],
                                    partial(final.epoch_of, self.setup), lambda spent: watch(min(spent, seconds), seconds))
                 return {"archs": [*first, *(arch for arch in found if arch not in first)]}
@@ -269,6 +270,10 @@ class Phases(Parts):
         """Rough times of training steps."""
         return warm.step_table(self.setup)
 
+    def _step(self, arch: Arch) -> float:
+        """Rough milliseconds of a training step."""
+        return Costs(self.setup.net, [self.steps], self.setup.example)(Ask(0, arch))[warm.STEP]
+
     @cached_property
     def problem(self) -> Problem:
         """What is searched for. Where candidates are trained, `trainable` is one of the constraints; a bound on the error is
@@ -284,14 +289,13 @@ class Phases(Parts):
         loose as the dearest network takes that was designed by hand and can be trained for `final.FEWEST_EPOCHS`."""
         def compute() -> dict[str, Any]:
             setup, found = self.setup, self._dearest()
-            rough = Costs(setup.net, [self.steps], setup.example)
-            steps = [rough(Ask(k, arch))[warm.STEP] for k, arch in enumerate(self.witnesses())]
+            steps = [self._step(arch) for arch in self.witnesses()]
             bound = warm.affordable(found["rate"], found["epoch"] * final.MIN_EPOCHS / final.LEAST_EPOCHS)
             ms = max(bound.upper, SLACK * min(steps))
             if setup.config.aims_at_target:
                 most = found["seconds"] / final.FEWEST_EPOCHS
                 for arch in warm.members(setup):
-                    step = rough(Ask(0, arch))[warm.STEP]
+                    step = self._step(arch)
                     if ms < step <= OFF * found["rate"] * most and final.epoch_of(setup, arch) <= most:
                         ms = step
             return {"ms": ms, "witnesses": [k for k, step in enumerate(steps) if step <= ms]}
@@ -371,12 +375,7 @@ class Phases(Parts):
         if not archs or not self.trust()["fallback"]:
             return archs
         bound, cheap = self.trainable()
-        rough = Costs(self.setup.net, [self.steps], self.setup.example)
-
-        def steps(arch: Arch) -> float:
-            return rough(Ask(0, arch))[warm.STEP]
-
-        return archs if any(steps(arch) <= bound.upper for arch in archs) else [*archs, min(cheap, key=steps)]
+        return archs if any(self._step(arch) <= bound.upper for arch in archs) else [*archs, min(cheap, key=self._step)]
 
     def _stop(self, trials: Sequence[Trial]) -> str:
         """Why the search should end before its time is over, or an empty text."""

@@ -156,10 +156,14 @@ def members(setup: Setup) -> list[Arch]:
     return found
 
 
-def designs(setup: Setup, step_ms: float, most: float | None = None) -> list[Arch]:
+def designs(setup: Setup, step_ms: float, most: float | None = None, table: Layers | None = None) -> list[Arch]:
     """`members`, each scaled to what a training step of so many rough milliseconds allows, and to half of that;
-    multiply-accumulates say what that is. Those come first whose steps take ``most`` (default: the same) as they are."""
-    net, found, others, table = setup.net, list[Arch](), list[Arch](), step_table(setup)
+    multiply-accumulates say what that is. Those come first whose steps take ``most`` (default: the same) as they are.
+
+    Args:
+        table: by which the bounds were found, so that no network is timed twice with two answers; None: a new one.
+    """
+    net, found, others, table = setup.net, list[Arch](), list[Arch](), table or step_table(setup)
     for arch in members(setup):
         alone = choices.extract(net, arch).eval()
         work, own = flops(alone, setup.example), table(alone, setup.example)[STEP]

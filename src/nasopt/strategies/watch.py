@@ -225,11 +225,10 @@ def watch(search: DifferentiableSearch, seed: int, number: int, closely: bool) -
         seed, number: of the run and of the slice; what is random here follows from them.
         closely: look for `Watched.deep` and `Watched.extremes`, too, which takes about 30 gradients of the sample.
     """
-    with torch.random.fork_rng(devices=[]):  # what a module draws for itself is not missing afterwards
-        try:
-            return _watch(search, seed, number, closely)
-        except (FloatingPointError, InputError):
-            return None
+    try:
+        return _watch(search, seed, number, closely)
+    except (FloatingPointError, InputError):
+        return None
 
 
 def _watch(search: DifferentiableSearch, seed: int, number: int, closely: bool) -> Watched:

@@ -81,11 +81,8 @@ def load(source: str | Path, image_size: tuple[int, int] | None = None) -> Datas
         InputError: the source is missing, damaged or no data set to search on; the sentence names the remedy.
     """
     raw = _read(source, image_size)
-    labels, classes = _classes(raw)
-    _check_classes(raw, labels, classes)
-    x = _pixels(raw)
-    notes = (*raw.notes, *_unused(raw), *_duplicates(x, raw.given))
-    return Dataset(x, labels, classes, _layout(raw), raw.name, raw.given, notes)
+    found = _made(raw)
+    return replace(found, notes=(*found.notes, *_unused(raw), *_duplicates(found.x, found.given)))
 
 
 def checked(data: Dataset) -> Dataset:
@@ -101,10 +98,14 @@ def checked(data: Dataset) -> Dataset:
     for part, indices in data.given.items():
         readers.check_indices(f"part {part} of '{data.name}'", indices, len(x))
     readers.check_disjoint(f"'{data.name}'", data.given)
-    raw = Raw(data.name, x, y, data.given, data.classes, data.layout, data.notes)
+    return _made(Raw(data.name, x, y, data.given, data.classes, data.layout, data.notes))
+
+
+def _made(raw: Raw) -> Dataset:
+    """The data set, if it is one to search on."""
     labels, classes = _classes(raw)
     _check_classes(raw, labels, classes)
-    return replace(data, x=_pixels(raw), y=labels, classes=classes, layout=_layout(raw))
+    return Dataset(_pixels(raw), labels, classes, _layout(raw), raw.name, raw.given, raw.notes)
 
 
 def _read(source: str | Path, image_size: tuple[int, int] | None) -> Raw:
