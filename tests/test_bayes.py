@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,14 @@ def test_a_batch_is_spread() -> None:
     assert len(set(keys)) == 8
 
 
+def test_what_was_looked_at_briefly_is_not_awaited() -> None:
+    """As a sampler of `Halving`: networks are proposed once, and promoted under another number."""
+    strategy = BayesianOptimization(Problem(GRID, AIM))
+    first = strategy.ask(12, 0)
+    strategy.tell([Trial(replace(a, fidelity=0.1), bowl(a), 1.0) for a in first[:9]])
+    assert sorted(strategy._pending) == [9, 10, 11]
+
+
 def test_constraints_are_kept_to() -> None:
     problem = Problem(GRID, AIM, (Constraint("size", 14.0),))
     late = run(BayesianOptimization(problem)).trials[20:]
@@ -180,6 +189,7 @@ def test_a_space_that_cannot_be_counted_is_searched_as_a_large_one() -> None:
     problem = Problem(space.Graph("g", 8, ("a", "b"), 28), AIM)
     assert not space.at_most(problem.space, 10**9) and space.counted(problem.space, ",") == "countless"
     assert space.at_most(GRID, 5**6) and not space.at_most(GRID, 5**6 - 1) and space.counted(GRID, ",") == "15,625"
+    assert space.counted(space.Product("", [space.Choice(f"c{k}", "0123456789") for k in range(400)]), ".3g") == "1.00e+400"
     strategy = BayesianOptimization(problem, 0, start=3)
     found = set[str]()
     for number in range(5):

@@ -162,6 +162,9 @@ def test_runs_of_other_data_spaces_or_networks_are_not_mixed(runs: tuple[Path, P
         monkeypatch.setattr(certify, "read", lambda path, changed=changed: one if path == runs[0] else changed)
         with pytest.raises(certify.InputError, match=f"differ in their {what}"):
             certify.certify(list(runs))
+    otherwise = replace(two, config=replace(two.config, data="", given=True, image_size=(8, 8)))
+    monkeypatch.setattr(certify, "read", lambda path: one if path == runs[0] else otherwise)
+    assert certify.certify(list(runs)).runs == (one, otherwise), "the same data, given in another way"
 
 
 # ------------------------------------------------------------------------------------------------------------ in a run

@@ -196,6 +196,8 @@ def test_bad_records(single: dict[str, Any], double: dict[str, Any], folder: Pat
     assert compare([parse(altered(double, runs=[*double["runs"][:-1], lost]), "x")]), "one that found nothing is no other problem"
     refused("never measured 'cost', so it is of another problem",
             altered(double, runs=[*double["runs"], {**runs[-1], "seed": 7}]))
+    refused("never measured 'accuracy'",
+            altered(single, runs=[*runs, {**runs[0], "seed": 99, "trials": [], "stopped": "the space is exhausted"}]))
     refused("call different problems 'toy0: accuracy'", altered(single, runs=runs[:6]),
             altered(single, front=[[-95.0]], runs=runs[6:]))
     refused("of one objective and of several", single, double)

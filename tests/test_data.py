@@ -275,6 +275,7 @@ def test_unknown_word_and_missing_path(tmp_path: Path) -> None:
     refused("nothing_here", "data source 'nothing_here' does not exist", "or the word digits")
     refused(tmp_path / "absent.npz", "absent.npz' does not exist", "give the path")
     refused("", "data source '' does not exist")
+    refused("~nobody-has-this-name/photos", "data source '~nobody-has-this-name/photos' does not exist")
     refused("a" * 5000, "cannot be read", "check the path")
 
 
@@ -632,8 +633,8 @@ def test_layouts_that_the_shape_does_not_tell() -> None:
 
 # ------------------------------------------------------------------------------------------------------- made in Python
 def made(y: np.ndarray, **other: Any) -> Dataset:
-    given_ = {"x": np.zeros((len(y), 4, 4), np.uint8), "layout": "NHW", "classes": ("a", "b", "c"), **other}
-    return Dataset(given_["x"], y, given_["classes"], given_["layout"], "made", {})
+    given_ = {"x": np.zeros((len(y), 4, 4), np.uint8), "layout": "NHW", "classes": ("a", "b", "c"), "given": {}, **other}
+    return Dataset(given_["x"], y, given_["classes"], given_["layout"], "made", given_["given"])
 
 
 def test_a_data_set_made_in_python_is_checked_as_one_that_is_loaded() -> None:
@@ -642,6 +643,8 @@ def test_a_data_set_made_in_python_is_checked_as_one_that_is_loaded() -> None:
     assert found.y.dtype == np.int64 and found.x.dtype == np.float32 and np.array_equal(found.y, y)
     named = checked(made(np.array(["a", "b", "c"])[y]))
     assert np.array_equal(named.y, y)
+    tested = checked(made(y, given={"test": np.arange(9)}))
+    assert np.array_equal(tested.given["train"], np.arange(9, 30)), "what the others leave"
 
 
 @pytest.mark.parametrize(("y", "other", "words"), [
@@ -651,7 +654,10 @@ def test_a_data_set_made_in_python_is_checked_as_one_that_is_loaded() -> None:
     (np.arange(30) % 3, {"x": np.full((30, 4, 4), np.nan)}, "image 0 of 'made' holds NaN"),
     (np.arange(30) % 3 + 1, {}, "go up to 3"),
     (np.arange(30) % 3 * 0.5, {}, "save them as whole numbers"),
-    (np.arange(30) % 3, {"layout": "NHWC"}, "correct its key 'layout'")])
+    (np.arange(30) % 3, {"layout": "NHWC"}, "correct its key 'layout'"),
+    (np.arange(30) % 3, {"layout": "nhw"}, "layout of 'made' is 'nhw': give one of NHW, NHWC, NCHW"),
+    (np.arange(30) % 3, {"given": {"validation": np.arange(9)}}, "has the parts validation: name them train, val, test"),
+    (np.arange(30) % 3, {"given": {"train": np.arange(9), "val": np.arange(8, 12)}}, "parts train and val of 'made' overlap")])
 def test_what_is_wrong_with_one_is_said(y: np.ndarray, other: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         checked(made(y, **other))

@@ -342,6 +342,10 @@ def test_alpha_is_drawn_towards_what_the_best_choose() -> None:
     found.tell(trials)
     guide = found._guide()
     assert guide is not None and torch.equal(guide[1][0][:, 0], torch.ones(6))
+    broken = strategy()
+    broken.pull = 1.0
+    broken.tell([replace(t, metrics={}, error="out of memory") for t in trials])
+    assert broken._guide() is None, "what failed draws nothing"
 
 
 def test_the_pull_is_the_slope_of_the_divergence() -> None:

@@ -403,6 +403,10 @@ def test_export_copies_one_network_and_overwrites_nothing(run: job.Run, tmp_path
         job.export(run.path, "nonsense", "onnx", tmp_path / "b.onnx")
     with pytest.raises(InputError, match="unknown format"):
         job.export(run.path, first.id, "onyx", tmp_path / "b.onnx")
+    with pytest.raises(InputError, match="cannot be written"):
+        job.export(run.path, first.id, "onnx", tmp_path / ("x" * 300) / "b.onnx")
+    with pytest.raises(InputError, match="holds no run"):
+        job.export(tmp_path / ("x" * 300), first.id, "onnx", tmp_path / "b.onnx")
 
 
 @pytest.mark.parametrize(("options", "sentence"), [
@@ -428,6 +432,7 @@ def test_export_copies_one_network_and_overwrites_nothing(run: job.Run, tmp_path
     ({"target": Constraint("size", 2.0)}, "'size' has the key 'size_mb'"),
     ({"net": nn.Linear}, "net is a type, not a module"),
     ({"space": "fast"}, "net has its own space, so that space='fast' says nothing"),
+    ({"net": None, "space": "own"}, "space='own' is that of a network of your own"),
     ({"objectives": (Objective("error"), Objective("params", minimise=False))}, "every objective is minimised"),
 ])
 def test_bad_input_is_refused_before_anything_is_written(data: Path, tmp_path: Path, options: dict[str, object],

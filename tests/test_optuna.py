@@ -182,6 +182,9 @@ def test_failures_and_violations_are_told_as_such() -> None:
     assert states == ["COMPLETE", "COMPLETE", "FAIL", "FAIL", "FAIL"]
     assert told(strategy)[0].values == [0.5, 7.0] and told(strategy)[0].constraints == {"violation": 0.0}
     assert told(strategy)[1].values == [0.5, 1.0] and told(strategy)[1].constraints == {"violation": 0.5}
+    early = of("nsga2")(problem, 0)
+    early.tell([Trial(ask, {"mb": 3.0, "cost": 1.0}, 0.0) for ask in early.ask(1, 0)])
+    assert [t.state.name for t in told(early)] == ["FAIL"], "no error was seen that could stand for its own"
 
 
 def test_a_sampler_without_constraints_sees_a_penalty() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from nasopt.pipeline.kept import Kept
 from nasopt.pipeline.ledger import Ledger
 from nasopt.pipeline.progress import Display, Watch
 from nasopt.pipeline.setup import EXPECTED, Config, Setup, prepare, survey
-from nasopt.run.storage import Memory
+from nasopt.run.storage import Memory, Sqlite
 from nasopt.spaces import fast
 from nasopt.tasks.data import Dataset
 from nasopt.trial import Ask, Constraint, Objective, Trial
@@ -274,6 +274,14 @@ def test_with_a_target_what_was_designed_by_hand_may_be_dearer(
     run.ledger.store("dearest", {"seconds": times * final.FEWEST_EPOCHS * max(sizes), "epoch": 1.0, "rate": 1.0})
     assert (run.trainable()[0].upper == max(sizes)) == whole
     assert (dearest in run.trainable()[1]) == whole
+    monkeypatch.setattr(warm, "step_ms", lambda *given, **named: 1e9)
+    again = phases.Phases(run.setup, run.storage, Folder(tmp_path), Display(lambda line: None, False))
+    assert again._step(dearest) == max(sizes), "a resumed run does not time again what the bound was made for"
+
+
+def test_images_may_be_a_view_from_behind(setup: Setup) -> None:
+    mirrored = replace(setup.dataset, x=setup.dataset.x[..., ::-1])
+    assert torch.equal(prepare(setup.config, mirrored).training.x.flip(-1), setup.training.x)
 
 
 def test_images_are_where_networks_are_to_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,9 +515,17 @@ def test_a_run_that_others_begin_is_left_alone(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_folder_that_becomes_full_is_told_without_a_remedy_that_is_gone(tmp_path: Path) -> None:
+    def fill(path: Path) -> None:
+        with closing(Sqlite(path)) as storage:
+            storage._db.execute("PRAGMA max_page_count = 12")
+            storage.put("initial.weights", bytes(100_000))
+
     folder = Folder(tmp_path / "run")
     with pytest.raises(InputError, match=r"No space left on device.*then begin anew"), folder.created():
         raise OSError(28, "No space left on device")
+    assert not folder.path.exists()
+    with pytest.raises(InputError, match=r"disk is full\): free some space, then begin anew"), folder.created():
+        fill(folder.study)
     assert not folder.path.exists()
 
 

@@ -45,6 +45,7 @@ def test_the_accuracy_that_is_named_is_that_of_the_record() -> None:
     accuracy, seeds = re.search(r"([\d.]+) % test accuracy \(mean of (\d+) seeds", TEXT).groups()  # type: ignore[union-attr]
     record = json.loads((ROOT / "benchmarks/results/cifar10-cpu.json").read_text())
     assert record["settings"]["minutes"] == 60 and record["settings"]["threads"] == 2
+    assert record["settings"]["target"] == "error <= 0.05" and "`--mirror`, a target of 5 %" in TEXT
     assert (f"{np.mean(record['test_accuracy']):.2f}", str(len(record["test_accuracy"]))) == (accuracy, seeds)
 
 

@@ -283,6 +283,16 @@ def test_what_is_not_feasible_promises_less(limit: str) -> None:
     assert (rows[np.argsort(-promised)[:10], 1] == 4).mean() < (rows[np.argsort(-unbound)[:10], 1] == 4).mean()
 
 
+@pytest.mark.parametrize(("unit", "limit"), [(1.0, 3.5), (0.7, 2.4)])
+def test_what_is_feasible_ends_at_the_bound(unit: float, limit: float) -> None:
+    """Of what is counted between it and the next number, wherever values were seen."""
+    problem = Problem(LINE, (Objective("error"),), (Constraint("size", 3.0 if unit == 1 else 2.4),))
+    trials, x = told(problem, {"error": lambda row: 20.0 - row.sum(), "size": lambda row: unit * row[1]})
+    seen = [t.metrics["size"] in (0.0, 4 * unit) for t in trials]
+    found = model.Fitter(problem)([t for t, s in zip(trials, seen, strict=True) if s], tuple(g[seen] for g in x))
+    assert [bound for _, bound in found.feasibility] == [limit]
+
+
 def test_nothing_feasible_yet_means_looking_for_it() -> None:
     problem = Problem(LINE, (Objective("error"),), (Constraint("size", 1.0),))
     trials, x = told(problem, {"error": lambda row: row.sum(), "size": lambda row: row.sum()})

@@ -254,6 +254,30 @@ def test_an_interrupted_tuning_goes_on(run: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("linear")
+def test_a_tuning_that_was_killed_knows_its_time(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(run, monkeypatch)
+    log = Sqlite(run / "tune" / "small-resnet.db")
+    assert 0 < Ledger(log).recall("spent") <= Ledger(log).seconds("trials")
+    Ledger(log).store("seconds of trials", 0.0)  # what a SIGKILL leaves
+    Ledger(log).store("spent", 1e9)
+    log.close()
+    assert len(tuned(run)["trials"]) == 3, "the time is over"
+
+
+@pytest.mark.usefixtures("linear")
+def test_a_last_training_that_fails_is_told(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*given: object, **named: object) -> None:
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr(final.Delivery, "__call__", failing)
+    with pytest.raises(InputError, match=r"untuned, of small-resnet failed \(FloatingPointError: the loss is nan\): tune"):
+        tuned(run)
+    monkeypatch.setattr(final, "epoch_seconds", failing)
+    with pytest.raises(InputError, match="first step of a training of small-mobilenetv2-like failed"):
+        job.tune(run, "small-m", budget=60.0, log=lambda line: None)
+
+
+@pytest.mark.usefixtures("linear")
 def test_a_tuning_that_is_complete_says_so_and_one_beyond_its_limit_ends(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = interrupted(run, monkeypatch)
     assert len(tuned(run, trials=2)["trials"]) == 3 and len(calls) == 4

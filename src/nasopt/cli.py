@@ -418,11 +418,11 @@ def _check_files(plain: Path | None, page: Path | None = None) -> None:
         if file is None:
             continue
         folder = file.resolve().parent
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise InputError(f"the folder of {str(file)!r} does not exist: make it, or write elsewhere.")
-        if file.is_dir():
+        if os.path.isdir(file):
             raise InputError(f"{str(file)!r} is a folder: give the name of a file in it.")
-        if not os.access(file if file is plain and file.exists() else folder, os.W_OK):
+        if not os.access(file if file is plain and os.path.exists(file) else folder, os.W_OK):
             raise InputError(f"{str(file)!r} may not be written: change its permissions, or write elsewhere.")
 
 

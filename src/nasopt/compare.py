@@ -134,7 +134,7 @@ def _check_run(run: Mapping[str, Any], problem: Problem, queries: int, source: s
         float(number)
     known = {name for row in metrics for name in row}
     needed = {o.name for o in problem.objectives} | {c.name for c in problem.constraints}
-    if known and needed - known:  # a run all of whose trials failed has found nothing
+    if (known or not metrics) and needed - known:  # a run all of whose trials failed has found nothing
         raise InputError(f"{who} never measured {min(needed - known)!r}, so it is of another problem: keep the runs of one "
                          "problem in one record.")
     if len(metrics) > queries or (len(metrics) < queries and run["stopped"] not in (EXHAUSTED, bench.FOUND)):

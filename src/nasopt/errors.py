@@ -14,6 +14,10 @@ class ExportError(InputError):
     """A network that no file can hold."""
 
 
+class DiskError(InputError):
+    """A disk that is full or failing."""
+
+
 def unknown(kind: str, name: str, valid: Iterable[str]) -> InputError:
     """The error for a name that is not among the valid ones, with the nearest of them.
 

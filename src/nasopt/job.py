@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import shutil
 import time
@@ -122,7 +123,10 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
     limits = [constraints] if isinstance(constraints, str) else constraints
     bars = tuple(goals.parse_constraint(c) if isinstance(c, str) else c for c in limits)
     seconds = goals.parse_duration(budget) if isinstance(budget, str) else float(budget)
-    source = data.name if isinstance(data, Dataset) else str(data) if data in WORDS else str(Path(data).expanduser().resolve())
+    if isinstance(data, Dataset):
+        source = data.name
+    else:
+        source = str(data) if data in WORDS else os.path.realpath(os.path.expanduser(data))
     least = goals.parse_share(min_gain) if isinstance(min_gain, str) else min_gain
     wanted = [target] if isinstance(target, str | Constraint) else target
     ends = tuple(goals.parse_constraint(c, "target") if isinstance(c, str) else c for c in wanted)
@@ -130,6 +134,8 @@ def search(data: str | Path | Dataset, *, net: nn.Module | None = None, space: s
         raise InputError(f"net is a {type(net).__name__}, not a module: give an nn.Module with choices, such as net=Net().")
     if net is not None and space != "cells":
         raise InputError(f"net has its own space, so that space={space!r} says nothing: leave one of them out.")
+    if net is None and space == "own":
+        raise InputError("space='own' is that of a network of your own: give the network, such as net=Net().")
     config = Config(source, "own" if net is not None else space, aims, bars, seconds, trials, strategy, seed, networks,
                     min_gain=least, target=ends, device=device, mirror=mirror, given=isinstance(data, Dataset),
                     image_size=image_size)
@@ -409,7 +415,8 @@ def warnings(phases: Phases, front: Sequence[Mapping[str, Any]], records: Sequen
     out.append("The front is judged by the test error, which flatters its most accurate member a little.")
     if sum("predicted" in r and "metrics" in r for r in records) > 1 and not setup.config.target:
         out.append("The hypervolume compares several found networks with two hand-designed ones at most.")
-    if len(front) < 3 and not setup.config.target:
+    least = 1 if len(setup.config.objectives) == 1 else min(3, setup.config.networks)
+    if len(front) < least and not setup.config.target:
         out.append(f"Only {len(front)} network{' is' if len(front) == 1 else 's are'} on the front: give more time.")
     return out
 
@@ -471,10 +478,10 @@ def export(out: str | Path, name: str, form: str, to: str | Path) -> Path:
     source, target = folder.path / files[form], Path(to)
     if not source.is_file():
         raise InputError(f"{source} is missing: the run folder is not complete.")
-    target = target / f"{record['id']}{source.suffix}" if target.is_dir() else target
-    if target.exists():
-        raise InputError(f"{target} exists already: choose another name with --to.")
     try:
+        target = target / f"{record['id']}{source.suffix}" if target.is_dir() else target
+        if target.exists():
+            raise InputError(f"{target} exists already: choose another name with --to.")
         target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, source.read_bytes())
     except OSError as problem:

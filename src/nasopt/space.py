@@ -29,6 +29,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property, lru_cache
 from typing import Any, Literal, TypeAlias
 
@@ -487,6 +488,8 @@ def counted(space: Space, form: str) -> str:
     """`size` in a format such as ``",d"``, or "countless" where it cannot be counted."""
     try:
         return format(size(space), form)
+    except OverflowError:  # above every float
+        return format(Decimal(size(space)), form)
     except ValueError:
         return "countless"
 

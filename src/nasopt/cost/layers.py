@@ -30,11 +30,12 @@ class Layers:
     Args:
         name: of the metric.
         timer: times one layer.
+        known: milliseconds by kind and size of a layer.
     """
 
     name: str
     timer: Timer
-    known: dict[tuple[Any, ...], float] = field(default_factory=dict)
+    known: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, net: nn.Module, example: Tensor, /) -> Metrics:
         total = 0.0
@@ -42,7 +43,8 @@ class Layers:
         def add(layer: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
             nonlocal total
             tensors = [t for t in (*layer.parameters(), *tree_leaves((inputs, dict(named)))) if isinstance(t, Tensor)]
-            key = (type(layer), repr(layer), *(tuple(t.shape) for t in tensors))
+            kind = type(layer)
+            key = repr((kind.__module__, kind.__qualname__, layer, [tuple(t.shape) for t in tensors]))
             if key not in self.known:
                 self.known[key] = self.timer(layer, inputs, named)
             total += self.known[key]
@@ -56,7 +58,6 @@ class Layers:
             for hook in hooks:
                 hook.remove()
         return {self.name: total}
-
 
 
 def forward_ms(threads: int = 1, timer: Callable[[], float] = time.perf_counter) -> Timer:

@@ -4,7 +4,7 @@ without choices (`PlainGraph`, `PlainPairGraph`)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeAlias
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasopt.errors import InputError
-from nasopt.nets.options import MIXED, Choosing, Mix, mixture, unchanged
+from nasopt.nets.options import MIXED, Choosing, Mix, harmless, mixture, unchanged
 from nasopt.space import Cell, Choice, Product, Rule, Space, on_paths
 
 # --------------------------------------------------------------------------------------------------------------- graphs
@@ -121,7 +121,7 @@ class Graph(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels, h, w) -> the same shape."""
 
-        return run_graph(x, self.wiring.terms(), self.wiring.cell.nodes - 1, self._edge, self.activation)
+        return run_graph(x, self.wiring.terms(), self.wiring.cell.nodes - 1, self._edge, guarded(self.activation))
 
     def _edge(self, edge: int, option: int, node: Node) -> Tensor | None:
         """What an edge adds to its target; None: nothing."""
@@ -153,8 +153,8 @@ class Graph(nn.Module):
         refuse_partial(self.partial)
         terms = self.wiring.terms()
         modules = {k: self.operation(k, o) for _, sources in terms for _, k, o in sources}
-        kept = {str(k): copied(m) for k, m in modules.items() if m is not None}
-        activation = None if self.activation is None else copied(self.activation)
+        kept = {str(k): harmless(copied(m)) for k, m in modules.items() if m is not None}
+        activation = None if self.activation is None else harmless(copied(self.activation))
         return PlainGraph(terms, self.wiring.cell.nodes - 1, kept, activation).train(self.training)
 
 
@@ -172,15 +172,24 @@ class PlainGraph(nn.Module):
         """(n, channels, h, w) -> the same shape."""
 
         def edge(k: int, option: int, node: Node) -> Tensor:
-            return unchanged(self.edges[str(k)], node.active()) if str(k) in self.edges else node.raw
+            return self.edges[str(k)](node.active()) if str(k) in self.edges else node.raw
 
         return run_graph(x, self.terms, self.last, edge, self.activation)
+
+
+Activation: TypeAlias = Callable[[Tensor], Tensor]
+"""What a node's value passes; its input is as it was afterwards."""
+
+
+def guarded(activation: nn.Module | None) -> Activation | None:
+    """A module as an `Activation`."""
+    return None if activation is None else partial(unchanged, activation)
 
 
 class Node:
     """A node's value, and the same after the activation (computed once, when first asked for)."""
 
-    def __init__(self, raw: Tensor, activation: nn.Module | None) -> None:
+    def __init__(self, raw: Tensor, activation: Activation | None) -> None:
         self.raw = raw
         self.activation = activation
         self.activated: Tensor | None = None
@@ -188,7 +197,7 @@ class Node:
     def active(self) -> Tensor:
         """The activated value."""
         if self.activated is None:
-            self.activated = self.raw if self.activation is None else unchanged(self.activation, self.raw)
+            self.activated = self.raw if self.activation is None else self.activation(self.raw)
         return self.activated
 
     def first(self, parts: int) -> Node:
@@ -215,7 +224,7 @@ def shuffled(x: Tensor, groups: int) -> Tensor:
 
 
 def run_graph(
-    x: Tensor, terms: Terms, last: int, edge: Callable[[int, int, Node], Tensor | None], activation: nn.Module | None
+    x: Tensor, terms: Terms, last: int, edge: Callable[[int, int, Node], Tensor | None], activation: Activation | None
 ) -> Tensor:
     """The value of node ``last``: node j = sum of ``edge(edge, operation, node i)``; zeros if nothing reaches it."""
     nodes = {0: Node(x, activation)}
@@ -378,7 +387,7 @@ class PairGraph(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """(n, channels, h, w) each -> (n, nodes · channels, h', w')."""
-        return run_pairs(inputs, self.wiring.terms(), self._edge, self.activation, self.strides[0])
+        return run_pairs(inputs, self.wiring.terms(), self._edge, guarded(self.activation), self.strides[0])
 
     def _edge(self, edge: int, option: int, node: Node) -> Tensor | None:
         """What an edge adds to its target; None: nothing."""
@@ -407,9 +416,9 @@ class PairGraph(nn.Module):
         refuse_partial(self.partial)
         terms = self.wiring.terms()
         chosen = [(k, option) for _, sources in terms for _, k, option in sources]
-        kept = {str(k): copied(self.operation(k, option)) for k, option in chosen}
+        kept = {str(k): harmless(copied(self.operation(k, option))) for k, option in chosen}
         raw = frozenset(k for k, option in chosen if self.wiring.labels[option] in self.raw)
-        return PlainPairGraph(terms, kept, copied(self.activation), raw, self.strides[0]).train(self.training)
+        return PlainPairGraph(terms, kept, harmless(copied(self.activation)), raw, self.strides[0]).train(self.training)
 
 
 class PlainPairGraph(nn.Module):
@@ -428,13 +437,13 @@ class PlainPairGraph(nn.Module):
         """(n, channels, h, w) each -> (n, nodes · channels, h', w')."""
 
         def edge(k: int, option: int, node: Node) -> Tensor:
-            return unchanged(self.edges[str(k)], node.raw if k in self.raw else node.active())
+            return self.edges[str(k)](node.raw if k in self.raw else node.active())  # type: ignore[no-any-return]
 
         return run_pairs(inputs, self.terms, edge, self.activation, self.stride)
 
 
-def run_pairs(inputs: Sequence[Tensor], terms: Terms, edge: Callable[[int, int, Node], Tensor | None], activation: nn.Module,
-              stride: int) -> Tensor:
+def run_pairs(inputs: Sequence[Tensor], terms: Terms, edge: Callable[[int, int, Node], Tensor | None],
+              activation: Activation | None, stride: int) -> Tensor:
     """All inner nodes side by side: node j = sum of ``edge(edge, operation, node i)``; zeros if there is nothing to add."""
     nodes = [Node(x, activation) for x in inputs]
     for _, sources in terms:

@@ -157,8 +157,30 @@ def _mixture_of(options: nn.ModuleList, labels: Sequence[str], x: Tensor, mix: M
 
 def unchanged(module: nn.Module, x: Tensor) -> Tensor:
     """A module's output for ``x``, which others need after it: a copy is given to one with layers that work in place."""
-    y: Tensor = module(x.clone() if any(getattr(m, "inplace", False) for m in module.modules()) else x)
+    y: Tensor = module(x.clone() if _in_place(module) else x)
     return y
+
+
+def harmless(module: nn.Module) -> nn.Module:
+    """A module that does what `unchanged` does; layers are looked at now, so that a forward pass need not."""
+    return OnCopy(module) if _in_place(module) else module
+
+
+class OnCopy(nn.Module):
+    """A module that is given a copy of its input."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes are those of the module."""
+        return self.module(x.clone())  # type: ignore[no-any-return]
+
+
+def _in_place(module: nn.Module) -> bool:
+    """Whether a layer of it works in place."""
+    return any(getattr(m, "inplace", False) for m in module.modules())
 
 
 def mixture(weights: Sequence[Tensor], outputs: Sequence[Tensor], labels: Sequence[str]) -> Tensor:

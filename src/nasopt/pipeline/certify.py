@@ -79,8 +79,8 @@ def certify(paths: Sequence[Path]) -> Certified:
 
 
 def _settings(config: Config) -> Config:
-    """All settings but the seed and the words for the data, which are compared by what they are."""
-    return replace(config, seed=0, data="")
+    """All settings but the seed and how the data were given, which are compared by what they are."""
+    return replace(config, seed=0, data="", given=False, image_size=None)
 
 
 def read(path: Path) -> Searched:

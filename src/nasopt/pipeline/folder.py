@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nasopt.errors import InputError
+from nasopt.errors import DiskError, InputError
 from nasopt.files import write_whole
 from nasopt.tasks.data import Split
 
@@ -83,14 +84,15 @@ class Folder:
                 leftover.unlink()
             if not existed and not others:
                 self.path.rmdir()
-            if isinstance(problem, OSError):
-                raise InputError(f"the run folder {self.path} cannot be written to ({problem.strerror}): free some space, then "
-                                 "begin anew.") from problem
+            if isinstance(problem, (OSError, DiskError)):
+                why = problem.__cause__ if isinstance(problem, DiskError) else problem.strerror
+                raise InputError(f"the run folder {self.path} cannot be written to ({why}): free some space, then begin "
+                                 "anew.") from problem
             raise
 
     def require(self) -> None:
         """Raises InputError unless there is a run in the folder."""
-        if not self.study.is_file():
+        if not os.path.isfile(self.study):
             raise InputError(f"{self.path} holds no run (no study.db): start one with 'nasopt search --out {self.path}'.")
 
     @contextmanager

@@ -267,8 +267,8 @@ class Phases(Parts):
 
     @cached_property
     def steps(self) -> Layers:
-        """Rough times of training steps."""
-        return warm.step_table(self.setup)
+        """Rough times of training steps; with those, when a run is resumed, by which the bound of `trainable` was found."""
+        return replace(warm.step_table(self.setup), known=self.ledger.recall("layers") or {})
 
     def _step(self, arch: Arch) -> float:
         """Rough milliseconds of a training step."""
@@ -298,6 +298,7 @@ class Phases(Parts):
                     step = self._step(arch)
                     if ms < step <= OFF * found["rate"] * most and final.epoch_of(setup, arch) <= most:
                         ms = step
+            self.ledger.store("layers", self.steps.known)
             return {"ms": ms, "witnesses": [k for k, step in enumerate(steps) if step <= ms]}
 
         known = self.ledger.remember("trainable", compute)

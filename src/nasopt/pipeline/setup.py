@@ -255,7 +255,7 @@ def prepare(config: Config, dataset: Dataset, own: nn.Module | None = None, part
     check_config(config)
     parts = parts or split(dataset, config.seed)
     mean, std = normalisation(dataset, parts.train)
-    x, y = nchw(torch.from_numpy(dataset.x), dataset.layout), torch.from_numpy(dataset.y)
+    x, y = nchw(torch.from_numpy(np.ascontiguousarray(dataset.x)), dataset.layout), torch.from_numpy(dataset.y)
     try:
         images = Images.all(x, y, torch.from_numpy(mean), torch.from_numpy(std)).to(device_of(config.device))
     except torch.OutOfMemoryError as e:

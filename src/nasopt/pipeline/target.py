@@ -30,8 +30,8 @@ EPOCHS = "expected_epochs"
 BREAK, EARLY, LATE = 2.0, 0.45, 0.2
 """The learning curve that is expected of every network: a broken power law (Caballero et al., arXiv 2210.14891, eq. 1, with a
 sharp break). So many epochs are the break; before it and after it log error falls by so much where log epochs rise by 1. Ten
-networks that runs on CIFAR-10 delivered (12 to 236 million multiply-accumulates, 6 to 46 epochs) had .98 to 1.17 times the error
-that this says; with a break at 5 epochs it would be 1.23 to 1.47 times. What networks have: `benchmarks/brief.py`."""
+networks that runs on CIFAR-10 delivered (12 to 236 million multiply-accumulates, 6 to 46 epochs; in no record) had .98 to 1.17
+times the error that this says; with a break at 5 epochs it would be 1.23 to 1.47 times. `benchmarks/brief.py` measures it."""
 
 
 def curve(epochs: float) -> float:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nasopt import seed as seeds
-from nasopt.errors import InputError, unknown
+from nasopt.errors import InputError, one_line, unknown
 from nasopt.nets import choices
 from nasopt.nets.train import Augment, Recipe, error, fit
 from nasopt.pipeline import final
@@ -269,7 +269,8 @@ class Tuning:
 
     def _plan(self) -> dict[str, Any]:
         """How long trainings may be: so that `TRAININGS` of the longest fit into the time."""
-        epoch = final.epoch_seconds(self.build(), self.setup.rest, Recipe(), self.setup.augment)
+        with self._explained("A first step of a training"):
+            epoch = final.epoch_seconds(self.build(), self.setup.rest, Recipe(), self.setup.augment)
         seconds = max(self.seconds - 2 * final.EXPORT_SECONDS, self.seconds / 2)
         most = float(np.clip(seconds / TRAININGS / epoch, 1.0, final.MAX_EPOCHS))
         return {"objectives": list(self.names), "epochs": most, "last": 2 * (most * epoch + final.EXPORT_SECONDS)}
@@ -278,7 +279,8 @@ class Tuning:
         """Trains until the time or the number of trainings is used up, first with the untuned hyper-parameters."""
         where, judge = ranges(self.setup, plan["epochs"]), Judge(self.build, self.setup)
         trials, started = list[dict[str, Any]](), time.perf_counter()
-        before, most = self.ledger.seconds("trials"), self.seconds - plan["last"]
+        before = max(self.ledger.seconds("trials"), float(self.ledger.recall("spent") or 0.0))  # the second after a SIGKILL
+        most = self.seconds - plan["last"]
         with self.display.phase("tuning") as watch:
             while True:
                 spent, key = before + time.perf_counter() - started, f"trial {len(trials)}"
@@ -288,6 +290,7 @@ class Tuning:
                 params = propose(trials, where, self.names, self.setup.config.seed) if trials else untuned(
                     self.setup, plan["epochs"])
                 trials.append(self.ledger.remember(key, partial(judge, params, partial(self._stop, tuple(trials)))))
+                self.ledger.store("spent", before + time.perf_counter() - started)
                 watch(min(spent, most), most, _note(trials))
 
     def _stop(self, trials: Sequence[Mapping[str, Any]], part: str, metrics: Mapping[str, float]) -> bool:
@@ -302,9 +305,24 @@ class Tuning:
         folder.mkdir(exist_ok=True)
         delivery = final.Delivery(replace(self.setup, augment=augment), recipe)
         kept = Kept(self.ledger.storage, f"checkpoint {kind}")
-        found = delivery(self.build(), 0, recipe.epochs, folder, lambda done, total: watch(number + done / total, 2, kind), kept)
+        with self._explained(f"The last training, {kind},"):
+            found = delivery(self.build(), 0, recipe.epochs, folder, lambda done, total: watch(number + done / total, 2, kind),
+                             kept)
         kept.forget()
         return found
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Turns a training that fails into one sentence: it would fail again.
+
+        Raises:
+            InputError: it did.
+        """
+        try:
+            yield
+        except (FloatingPointError, MemoryError) as problem:
+            raise InputError(f"{what} of {self.name} failed ({one_line(problem)}): tune another network, or remove "
+                             f"{self.folder.path / 'tune'}/{self.name}.db and tune it with another --budget.") from problem
 
 
 def _note(trials: Sequence[Mapping[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nasopt.errors import InputError
+from nasopt.errors import DiskError, InputError
 from nasopt.protocols import Event
 
 APPLICATION = 0x6E61736F
@@ -110,7 +110,7 @@ class Sqlite:
     """A log in one SQLite file, for one writing process at a time.
 
     What `append` and `put` returned from survives SIGKILL, and power loss too: the write-ahead log is flushed at every
-    commit (``synchronous=FULL``), one flush of the disk, 0.2 ms on a quiet solid-state disk and 8 ms on a busy one.
+    commit (``synchronous=FULL``), one flush of the disk, 0.3 ms on a quiet solid-state disk (`benchmarks/loop.py`).
     Only events of the kinds in `LAZY` wait for the next flush. Every event carries a checksum over its place and its
     text, so damage that SQLite itself cannot see is noticed as well. The writer holds an exclusive transaction on the
     empty neighbour file ``<path>.lock``; the system frees it when the process ends, however it ends.
@@ -320,8 +320,8 @@ def _explain(path: Path, error: sqlite3.Error) -> Exception:
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return InputError(f"another process is using this run ({path}): wait for it or choose another folder.")
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-        return InputError(f"{path} cannot be written, the disk is full or failing ({error}): make room and resume; "
-                          "everything recorded so far is kept.")
+        return DiskError(f"{path} cannot be written, the disk is full or failing ({error}): make room and resume; "
+                         "everything recorded so far is kept.")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return InputError(f"{path} cannot be written ({error}): check the permissions of the file and its folder.")
     return error

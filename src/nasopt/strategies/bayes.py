@@ -105,10 +105,10 @@ class BayesianOptimization:
     def tell(self, trials: Sequence[Trial]) -> None:
         """Takes trials of full fidelity, others' included."""
         for trial in trials:
+            self._pending.pop(trial.ask.number, None)
             if trial.ask.fidelity >= 1:
                 self._unseen.add_archs([trial.ask.arch])
                 self._told[trial.ask.number] = trial
-                self._pending.pop(trial.ask.number, None)
 
     def _design(self, generator: np.random.Generator) -> Rows | None:
         """A row that no model chooses, or None."""

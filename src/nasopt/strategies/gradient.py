@@ -101,7 +101,8 @@ RECIPES: Mapping[str, Recipe] = {
     "nasopt": Recipe(replace(DARTS, trial=True, still=0.5)),
 }
 """``nasopt`` trains the weights on an even mixture for half of the steps, which costs less, and chooses by what the network loses
-without an option, which matters most in short searches (`benchmarks/supernet201.py`).
+without an option, as ``darts_pt`` does, which differs from ``darts1`` in that alone and found cells that are a point better on
+average on NAS-Bench-201 (`benchmarks/supernet201.py`; untested).
 
 ``pdarts`` (Chen et al., ICCV 2019) keeps one network from stage to stage, where the published program starts a deeper one anew
 with fresh weights and α in each of its three; its dropout falls to 0 in a line, there by a factor e^-0.2 an epoch."""
@@ -305,8 +306,9 @@ class Gradient:
         if not self.pull or len(self._told) < GUIDES:
             return None
         pool = pool_of(self.problem, self._seen.layout, self._told)
-        best = np.lexsort((-pool.crowding, pool.rank))[:len(pool) // 4]
-        return self.pull, relaxed.frequencies(self.search.net, [self._told[k].ask.arch for k in best])
+        order = np.lexsort((-pool.crowding, pool.rank))[:len(pool) // 4]
+        best = [k for k in order if np.isfinite(pool.violation[k])]  # no failures
+        return (self.pull, relaxed.frequencies(self.search.net, [self._told[k].ask.arch for k in best])) if best else None
 
     # ---------------------------------------------------------------------------------------------------- keeping weights
     def _keep(self) -> None:

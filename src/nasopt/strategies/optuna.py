@@ -107,7 +107,7 @@ class OptunaSearch:
         self._unseen = Unseen(problem)
         self._layout = self._unseen.layout
         self._initial = self._layout.rows(list(initial))
-        self._worst = np.zeros(len(problem.objectives))
+        self._worst = np.full(len(problem.objectives), -np.inf)
         self._known: dict[bytes, Trial] = {}
         self._open: dict[bytes, list[optuna.Trial]] = {}  # what is asked, and the proposals that its result answers
         kind = _number if method.numbers else _category
@@ -199,7 +199,8 @@ class OptunaSearch:
         self._study.tell(proposal, values)
 
     def _values(self, trial: Trial) -> list[float] | None:
-        """What the sampler is to minimise, finite; None for a trial that failed."""
+        """What the sampler is to minimise, finite; None for a trial that failed, or that lacks an objective which no trial had
+        before it."""
         values, violation = np.array(self.problem.values(trial.metrics)), self.problem.violation(trial.metrics)
         measured = np.isfinite(values)
         if trial.error is not None or not np.isfinite(violation) or (violation == 0 and not measured.all()):
@@ -207,7 +208,8 @@ class OptunaSearch:
         if self._method.plain and violation > 0:
             return [PENALTY * (1 + violation)]
         self._worst = np.where(measured, np.maximum(self._worst, values), self._worst)
-        return [float(v) for v in np.where(measured, values, self._worst)]
+        told = np.where(measured, values, self._worst)
+        return [float(v) for v in told] if np.isfinite(told).all() else None
 
 
 def _category(options: int) -> BaseDistribution:

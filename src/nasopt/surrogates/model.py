@@ -167,7 +167,7 @@ class Fitter:
         for name, known, values, upper in found:
             above, below = values[values > upper], values[values <= upper]
             if len(above) and len(below):
-                limit = (above.min() + below.max()) / 2  # in the middle, for what is counted or is yes or no
+                limit = np.floor(upper) + 0.5 if (values % 1 == 0).all() else upper  # of what is counted or is yes or no
                 pairs.append((self._fit(name, _take(features, known), values), float(limit)))
         return tuple(pairs)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from nasopt.errors import InputError, unknown
 from nasopt.files import write_whole
 from nasopt.seed import rng
 from nasopt.tasks import readers
-from nasopt.tasks.images import Layout, guess_layout
+from nasopt.tasks.images import LAYOUTS, Layout, guess_layout
 from nasopt.tasks.readers import PARTS, Raw
 
 Array = NDArray[Any]
@@ -95,10 +96,12 @@ def checked(data: Dataset) -> Dataset:
     x, y = np.asarray(data.x), np.asarray(data.y)
     if not len(x) or y.shape != (len(x),):
         raise InputError(f"labels of '{data.name}' have shape {y.shape}: give one for each of the {len(x)} images.")
-    for part, indices in data.given.items():
-        readers.check_indices(f"part {part} of '{data.name}'", indices, len(x))
-    readers.check_disjoint(f"'{data.name}'", data.given)
-    return _made(Raw(data.name, x, y, data.given, data.classes, data.layout, data.notes))
+    if set(data.given) - set(PARTS):
+        raise InputError(f"'{data.name}' has the parts {', '.join(data.given)}: name them {', '.join(PARTS)}.")
+    if data.layout not in LAYOUTS:
+        raise InputError(f"the layout of '{data.name}' is {data.layout!r}: give one of {', '.join(LAYOUTS)}.")
+    given = readers.check_given(f"'{data.name}'", {part: np.asarray(indices) for part, indices in data.given.items()}, len(x))
+    return _made(Raw(data.name, x, y, given, data.classes, data.layout, data.notes))
 
 
 def _made(raw: Raw) -> Dataset:
@@ -112,7 +115,7 @@ def _read(source: str | Path, image_size: tuple[int, int] | None) -> Raw:
     if isinstance(source, str) and source in WORDS:
         _refuse_size(source, image_size)
         return WORDS[source]()
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     try:
         if not str(source).strip() or not path.exists():
             raise _missing(str(source))

@@ -261,7 +261,7 @@ def read_npz(path: Path) -> Raw:
     x, labels, given = concatenate({part: (pair.x, pair.y) for part, pair in found.items()})
     if "" in found:
         keys = {part: _one_key(path, arrays, {a for a, p in PART_NAMES.items() if p == part}) for part in PARTS}
-        given = _given(path, {part: arrays[key] for part, key in keys.items() if key}, len(x))
+        given = check_given(f"'{path}'", {part: arrays[key] for part, key in keys.items() if key}, len(x))
         used |= {key for key in keys.values() if key}
     ignored = sorted(arrays.keys() - used - {"classes", "layout"})
     notes = (f"keys of '{path.name}' that were not used: {', '.join(ignored)}.",) if ignored else ()
@@ -359,16 +359,16 @@ def _check_alike(path: Path, pairs: Mapping[str, _Pair]) -> None:
             )
 
 
-def _given(path: Path, parts: Mapping[str, Array], n: int) -> dict[str, Array]:
+def check_given(what: str, parts: Mapping[str, Array], n: int) -> dict[str, Array]:
     """Index arrays for x and y, checked; a train part that is not named is what the others leave."""
     for part, indices in parts.items():
-        check_indices(f"index array '{part}' of '{path}'", indices, n)
-    check_disjoint(f"'{path}'", parts)
+        check_indices(f"index array '{part}' of {what}", indices, n)
+    check_disjoint(what, parts)
     if not parts or "train" in parts:
         return {part: parts[part].astype(np.int64) for part in PARTS if part in parts}
     rest = np.setdiff1d(np.arange(n), np.concatenate(list(parts.values())))
     if not rest.size:
-        raise InputError(f"'{path}' leaves nothing to train on: its index arrays hold every image, so take some out.")
+        raise InputError(f"{what} leaves nothing to train on: its index arrays hold every image, so take some out.")
     return {"train": rest, **{part: parts[part].astype(np.int64) for part in ("val", "test") if part in parts}}
 
 
