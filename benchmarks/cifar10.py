@@ -286,7 +286,8 @@ def described(name: str, settings: Mapping[str, Any]) -> dict[str, str]:
             "text": f"Target: {settings['target']} of the validation part, which ends a run; "
                     f"{'all images' if images is None else f'only {images} training images, a trial'}. Networks learn from the "
                     "training part without the images that judge. Where images are mirrored in training (colour images of 16 "
-                    "pixels and more) they answer with the mean for an image and its mirror image."}
+                    "pixels and more) they answer with the mean for an image and its mirror image. The machine may have been "
+                    "faster on one date than on another: epochs and minutes say by how much."}
 
 
 def command(given: argparse.Namespace, parts: Sequence[str], seeds: Sequence[int], baseline: Mapping[str, Any] | None) -> str:
